@@ -1,0 +1,176 @@
+"""What the jobs share that train, evaluate or plan: their data arguments, their progress lines, their dry run."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jobs._cli import describe, resolve_config
+from lawm import storage
+from lawm.config import Config, LawmError, override
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data (each is short for --set data.NAME=...)")
+    group.add_argument("--index", metavar="URI", help="an index written by `lawm index`")
+    group.add_argument("--cache", metavar="URI", help="a state cache written by `lawm encode`")
+    group.add_argument("--labels", metavar="URI", help="a Parquet table of actions, as `lawm simulate` writes it")
+
+
+def with_data(config: Config, args: argparse.Namespace) -> Config:
+    """The config with --index, --cache and --labels put in, as absolute URIs."""
+    for name in ("index", "cache", "labels"):
+        given = getattr(args, name, None)
+        if given:
+            config = override(config, f"data.{name}", storage.absolute(given))
+    return config
+
+
+def checkpoint_config(args: argparse.Namespace) -> Config:
+    """The config of --checkpoint with the data arguments and every --set applied."""
+    from lawm.checkpoint import load_checkpoint
+
+    return resolve_config(args, with_data(load_checkpoint(args.checkpoint).config, args))
+
+
+def progress_bar(console: Console | None = None) -> Progress:
+    """A line with bar, counts, time taken and an estimate of the time left; silent where there is no terminal."""
+    console = console or Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        refresh_per_second=4,
+        disable=not console.is_terminal,
+    )
+
+
+@contextmanager
+def counted(title: str) -> Iterator[Callable[..., None]]:
+    """Yields show(done, total, note="") for a progress line; off a terminal, prints a line now and then."""
+    bar = progress_bar()
+    said = [0.0]
+    with bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def show(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+            if bar.disable and (time.monotonic() - said[0] > 15 or done == total):
+                said[0] = time.monotonic()
+                print(f"{title}: {done} of {total} {note}".rstrip(), flush=True)
+
+        yield show
+
+
+def training_note(figures: dict[str, Any]) -> str:
+    """loss, clips/s and quarantined clips of a training step, as one short text."""
+    parts = []
+    if "loss" in figures:
+        parts.append(f"loss {figures['loss']:.4f}")
+    if "val_prediction" in figures:
+        parts.append(f"val {figures['val_prediction']:.4f}")
+    if "clips_per_second" in figures:
+        parts.append(f"{figures['clips_per_second']:.0f} clips/s")
+    if figures.get("quarantined"):
+        parts.append(f"{figures['quarantined']} bad clips")
+    return ", ".join(parts)
+
+
+def train_on_ray(config: Config, kind: str, out: str, parent: str | None, title: str) -> str:
+    """Trains inside an open session, with a progress line; says where the checkpoint is."""
+    from lawm.cluster.fit import fit
+    from lawm.train import settings
+
+    _, loop = settings(config, kind)
+    with counted(title) as show:
+
+        def progress(figures: dict[str, Any]) -> None:
+            show(int(figures["step"]), loop.steps, training_note(figures))
+
+        return fit(config, kind, out, parent, progress)
+
+
+def train_plainly(config: Config, kind: str, out: str, parent: str | None, title: str) -> str:
+    """The same without Ray, in this process."""
+    from lawm.train import fit_local, settings
+
+    _, loop = settings(config, kind)
+    with counted(title) as show:
+        return fit_local(
+            config, kind, storage.absolute(out), parent, lambda step, m: show(step, loop.steps, training_note(m))
+        )
+
+
+def run_training(args: argparse.Namespace, config: Config, kind: str, parent: str | None, videos: Sequence[str] = ()) -> int:
+    """The body of `lawm train`, `lawm controller` and `lawm decoder`."""
+    from lawm.cluster.fit import needs
+    from lawm.cluster.session import start
+    from lawm.train import open_reader, settings
+
+    out = storage.absolute(args.out)
+    _, loop = settings(config, kind)
+    if args.dry_run:
+        clips: int | None = None
+        if config.data.index or config.data.cache:
+            clips = len(open_reader(config, kind).plan)
+        describe(config, needs(config, kind), clips, clips_trained_on=loop.steps * loop.batch, videos=list(videos), out=out)
+        return 0
+    with start(config.cluster) as session:
+        if videos:
+            from lawm.cluster.index import build_index, check_places
+
+            where = storage.join(out, "index.parquet")
+            check_places(videos, where)
+            report = build_index(videos, where, config)
+            print(f"{report.usable} of {report.videos} videos can be used. Index: {where}")
+            config = override(config, "data.index", where)
+        fit = train_plainly if args.plain else train_on_ray
+        checkpoint = fit(config, kind, out, parent, kind.replace("_", " "))
+        print(f"checkpoint: {checkpoint}")
+        if not args.plain:
+            print(session.memory_report())
+        bad = quarantined(out)
+        if bad:
+            print(f"{len(bad)} clips were refused, listed in {storage.join(out, 'quarantine.jsonl')}; the last: {bad[-1]}")
+    return 0
+
+
+def quarantined(out: str) -> list[str]:
+    """`key: reason` of every refused clip of a run."""
+    import json
+
+    where = storage.join(out, "quarantine.jsonl")
+    if not storage.exists(where):
+        return []
+    rows = [json.loads(line) for line in storage.read_bytes(where).decode().splitlines()]
+    return [f"{row['key']}: {row['reason']}" for row in rows]
+
+
+def read_results(where: str) -> list[Any]:
+    """Results that `lawm evaluate` or `lawm plan` wrote. Raises LawmError for anything else."""
+    import json
+
+    from lawm.evaluation import Result
+
+    try:
+        return [Result(**row) for row in json.loads(storage.read_bytes(where))]
+    except (ValueError, TypeError) as error:
+        raise LawmError(f"{where}: not a results file ({error})") from error
+
+
+def write_results(where: str, results: Sequence[Any]) -> None:
+    """Results as JSON, one object each."""
+    import json
+
+    storage.write_bytes(where, json.dumps([vars(r) for r in results], indent=1).encode())
+
+

@@ -1,0 +1,67 @@
+"""List and probe videos: one Parquet row each, with what cannot be used and why.
+
+Sources are video files, folders, tar shards (WebDataset, video2dataset), and s3:// prefixes of them, in any mixture.
+A rerun of the same command after an interruption goes on where it stopped.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs._cli import base_parser, describe, resolve_config, run_job
+from lawm import storage
+from lawm.config import LawmError
+
+if TYPE_CHECKING:
+    from lawm.cluster.index import IndexReport
+
+
+@run_job
+def main(argv: list[str] | None = None) -> int:
+    parser = base_parser("index", __doc__)
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, folder, tar or s3:// prefix")
+    parser.add_argument(
+        "--out", default="index.parquet", metavar="URI", help="where the index goes (default: index.parquet)"
+    )
+    args = parser.parse_args(argv)
+    config = resolve_config(args)
+    if not args.out.endswith(".parquet"):
+        raise LawmError(f"--out {args.out}: expected a name that ends in .parquet")
+
+    from lawm.cluster.index import build_index, check_places, index_needs
+    from lawm.cluster.session import start
+
+    check_places(args.sources, args.out)
+    needs = index_needs(config)
+    if args.dry_run:
+        from lawm.shards import list_videos
+
+        videos = sum(1 for _ in list_videos(args.sources))
+        describe(config, needs, None, videos=videos, sources=args.sources, out=storage.absolute(args.out))
+        return 0
+    with start(config.cluster, needs=needs):
+        report = build_index(args.sources, args.out, config)
+    _print(report)
+    return 0
+
+
+def _print(report: "IndexReport") -> None:
+    console = Console()
+    table = Table("videos", "count", "for example", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    table.add_row("usable", str(report.usable))
+    for reason, count in report.reasons.items():
+        table.add_row(f"refused: {reason}", str(count), report.examples[reason])
+    console.print(table)
+    resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
+    console.print(
+        f"{report.videos} videos in {report.seconds:.1f} s{resumed}. Index: {report.uri}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Plan with a world model: CEM over real actions through the controller, episodes spread over Ray actors.
+
+    lawm plan --checkpoint runs/mine --controller runs/mine-controller --out runs/mine/plan
+
+Each finished episode is a row in OUT/episodes.jsonl; a rerun does only those that are missing.
+"""
+
+import sys
+
+from jobs._cli import base_parser, describe, run_job
+from jobs._run import add_data_arguments, checkpoint_config, counted, write_results
+from lawm import storage
+
+
+@run_job
+def main(argv: list[str] | None = None) -> int:
+    parser = base_parser("plan", __doc__)
+    add_data_arguments(parser)
+    parser.add_argument("--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it")
+    parser.add_argument("--controller", required=True, metavar="URI", help="the controller of that model")
+    parser.add_argument("--out", default="runs/plan", metavar="URI", help="folder of the episodes (default: runs/plan)")
+    parser.add_argument("--unit", default="action units", metavar="UNIT", help="unit of the actions, for the tables (as in: m)")
+    parser.add_argument("--dataset", default="held-out", metavar="NAME", help="what the results call the data")
+    args = parser.parse_args(argv)
+    config = checkpoint_config(args)
+
+    from lawm.checkpoint import load_checkpoint
+    from lawm.cluster.plan import needs, plan_episodes, summarize_episodes
+    from lawm.cluster.session import start
+    from lawm.report import print_table, results_table
+
+    if args.dry_run:
+        describe(config, needs(config), config.plan.episodes, out=storage.absolute(args.out))
+        return 0
+    model, controller, out = (storage.absolute(u) for u in (args.checkpoint, args.controller, args.out))
+    with start(config.cluster, needs=needs(config)), counted("plan") as show:
+        rows = plan_episodes(config, model, controller, out, lambda done, total: show(done, total, "episodes"))
+    step, e = load_checkpoint(model).step, config.evaluate
+    results = summarize_episodes(rows, args.unit, args.dataset, step, e.bootstrap, e.seed)
+    write_results(storage.join(out, "results.json"), results)
+    print_table(results_table(f"planning with {args.checkpoint}", results))
+    print(f"episodes: {storage.join(out, 'episodes.jsonl')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Simulates PushT episodes with true actions (gym-pusht, real physics): H.264 in tar shards, and a table of labels.
+
+Writes pusht-000000.tar, ... and labels.parquet. A rerun of the same command after an interruption goes on.
+Frames are taken at the recipe's data.clip.fps.
+"""
+
+import argparse
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jobs._cli import base_parser, describe, resolve_config, run_job
+from lawm.config import Config
+from lawm.datasets import PushTSpec, pusht_settings, simulate_pusht
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = base_parser("simulate", __doc__)
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new or unfinished folder, or s3:// prefix")
+    parser.add_argument("--episodes", type=int, default=300, metavar="N", help="episodes in all (default: 300)")
+    parser.add_argument("--seed", type=int, metavar="S", help="episode e depends on S and e alone (default: data.seed)")
+    parser.add_argument("--shard-size", type=int, default=100, metavar="K", help="episodes a tar (default: 100)")
+    parser.add_argument("--states", type=int, default=16, metavar="T", help="frames an episode (default: 16)")
+    parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of the pictures (default: 128)")
+    parser.add_argument("--processes", type=int, default=1, metavar="P", help="processes of one thread (default: 1)")
+    return parser
+
+
+@run_job
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    config = resolve_config(args)
+    seed = config.data.seed if args.seed is None else args.seed
+    spec = PushTSpec(states=args.states, rate_hz=config.data.clip.fps, size=args.size)
+    if args.dry_run:
+        _describe(config, args, spec, seed)
+    else:
+        _simulate(args, spec, seed)
+    return 0
+
+
+def _describe(config: Config, args: argparse.Namespace, spec: PushTSpec, seed: int) -> None:
+    clips = args.episodes * (spec.states // config.data.clip.frames)
+    settings = pusht_settings(args.episodes, seed, spec, args.shard_size)
+    describe(config, [f"{args.processes} CPU, on this machine"], clips, simulate={"out": args.out, **settings})
+
+
+def _simulate(args: argparse.Namespace, spec: PushTSpec, seed: int) -> None:
+    bar = Progress(
+        TextColumn("simulate"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("episodes"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    task = bar.add_task("simulate", total=args.episodes)
+    began, made = time.monotonic(), 0
+
+    def progress(done: int, written: int) -> None:
+        nonlocal made
+        made = written
+        bar.start()  # not before the settings and the folder have been found good
+        bar.update(task, completed=done)
+
+    try:
+        labels = simulate_pusht(
+            args.out,
+            args.episodes,
+            seed,
+            spec=spec,
+            shard_size=args.shard_size,
+            processes=args.processes,
+            progress=progress,
+        )
+    finally:
+        bar.stop()
+    speed = f", {made / (time.monotonic() - began):.1f} a second" if made else ""
+    print(f"{args.out}: {args.episodes} episodes ({made} new{speed})\nlabels: {labels}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Checkpoints: safetensors + JSON, nothing pickled. A folder is a checkpoint once `checkpoint.json` is in it."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from lawm import __version__
+from lawm.config import Config, LawmError, parse_config
+from lawm.encoder import Encoder
+from lawm.objective import ControllerObjective, DecoderObjective, LatentActionObjective, Objective
+from lawm.sampling import Cursor
+from lawm.storage import delete, exists, is_s3, join, list_files, read_bytes, write_bytes
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run needs to go on, or an evaluation to start.
+
+    `kind` is the objective's; `parent` names the latent action model that a controller or decoder
+    was trained on (`uri`, `fingerprint`); `extra` holds plain facts such as `action_dim`.
+    """
+
+    kind: str
+    config: Config
+    step: int
+    cursor: Cursor
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor] | None = None
+    encoder_fingerprint: str = ""
+    parent: dict[str, str] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, tensor in sorted(self.weights.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def save_checkpoint(checkpoint: Checkpoint, uri: str) -> None:
+    """Writes the folder `uri` (local or s3://); `checkpoint.json` last, so that a torn one is not one."""
+
+    def tensors(found: dict[str, Tensor]) -> bytes:
+        return save_tensors({k: v.detach().cpu().contiguous() for k, v in found.items()})
+
+    write_bytes(join(uri, "model.safetensors"), tensors(checkpoint.weights))
+    if checkpoint.optimizer is not None:
+        write_bytes(join(uri, "optimizer.safetensors"), tensors(checkpoint.optimizer))
+    about = {
+        "format": FORMAT,
+        "lawm": __version__,
+        "kind": checkpoint.kind,
+        "step": checkpoint.step,
+        "cursor": checkpoint.cursor.to_json(),
+        "encoder_fingerprint": checkpoint.encoder_fingerprint,
+        "fingerprint": checkpoint.fingerprint,
+        "parent": checkpoint.parent,
+        "extra": checkpoint.extra,
+        "metrics": checkpoint.metrics,
+        "config": checkpoint.config.model_dump(),
+    }
+    write_bytes(join(uri, "checkpoint.json"), json.dumps(about, indent=1).encode())
+
+
+def load_checkpoint(uri: str, optimizer: bool = False) -> Checkpoint:
+    """Reads a checkpoint folder, or the newest checkpoint of a run folder.
+
+    Raises LawmError: no checkpoint there, damaged, or written by another format.
+    """
+    folder = uri if exists(join(uri, "checkpoint.json")) else newest_checkpoint(uri)
+    if folder is None:
+        raise LawmError(f"{uri}: no checkpoint there (a folder with checkpoint.json, or a run folder that holds one)")
+    try:
+        about = json.loads(read_bytes(join(folder, "checkpoint.json")))
+        weights = load_tensors(read_bytes(join(folder, "model.safetensors")))
+        moments = load_tensors(read_bytes(join(folder, "optimizer.safetensors"))) if optimizer else None
+    except (ValueError, SafetensorError) as error:
+        raise LawmError(f"{folder}: damaged checkpoint ({str(error).splitlines()[0]})") from error
+    if about.get("format") != FORMAT:
+        raise LawmError(f"{folder}: checkpoint format {about.get('format')}, this lawm reads {FORMAT}")
+    checkpoint = Checkpoint(
+        kind=about["kind"],
+        config=parse_config(about["config"], f"{folder}/checkpoint.json"),
+        step=about["step"],
+        cursor=Cursor.from_json(about["cursor"]),
+        weights=weights,
+        optimizer=moments,
+        encoder_fingerprint=about["encoder_fingerprint"],
+        parent=about["parent"],
+        extra=about["extra"],
+        metrics=about["metrics"],
+    )
+    if checkpoint.fingerprint != about["fingerprint"]:
+        raise LawmError(f"{folder}: damaged checkpoint (the weights do not have the hash that checkpoint.json names)")
+    return checkpoint
+
+
+def checkpoint_folders(run: str) -> list[str]:
+    """Finished checkpoints of a run folder, oldest first."""
+    tail = "/checkpoint.json"
+    found = [uri[: -len(tail)] for uri, _ in list_files(run, (".json",)) if uri.endswith(tail)] if exists(run) else []
+    return sorted((u for u in found if step_of(u) is not None and "/" not in u[len(run.rstrip("/")) + 1 :]), key=step_of)  # type: ignore[arg-type,return-value]
+
+
+def step_of(uri: str) -> int | None:
+    name = uri.rstrip("/").rsplit("/", 1)[-1]
+    return int(name[5:]) if name.startswith("step_") and name[5:].isdigit() else None
+
+
+def newest_checkpoint(run: str) -> str | None:
+    found = checkpoint_folders(run)
+    return found[-1] if found else None
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def prune_checkpoints(run: str, keep: int) -> None:
+    """Keeps the newest and the `keep - 1` best (lowest validation error) checkpoints of a run."""
+    folders = checkpoint_folders(run)
+    older = folders[:-1]
+
+    def score(folder: str) -> float:
+        metrics = json.loads(read_bytes(join(folder, "checkpoint.json")))["metrics"]
+        return metrics.get("val_prediction", float("inf"))
+
+    for folder in sorted(older, key=score)[keep - 1 :]:
+        for name in ("checkpoint.json", "model.safetensors", "optimizer.safetensors"):  # no longer a checkpoint first
+            delete(join(folder, name))
+        if not is_s3(folder):
+            Path(folder).rmdir()
+
+
+# ---------------------------------------------------------------- checkpoint -> model
+def _verified_encoder(checkpoint: Checkpoint, objective: LatentActionObjective, where: str) -> None:
+    found = objective.encoder.fingerprint()
+    if checkpoint.encoder_fingerprint and found != checkpoint.encoder_fingerprint:
+        raise LawmError(
+            f"{where} was trained on encoder {checkpoint.encoder_fingerprint}, this config builds {found}: "
+            "the encoder's weights are not the same; give the same file with --set encoder.weights=PATH"
+        )
+
+
+def load_model(uri: str, encoder: Encoder | None = None) -> tuple[LatentActionObjective, Checkpoint]:
+    """The latent action model of a checkpoint, in eval mode, on the CPU."""
+    checkpoint = load_checkpoint(uri)
+    if checkpoint.kind != LatentActionObjective.kind:
+        raise LawmError(f"{uri} holds a {checkpoint.kind}, not a latent action model")
+    objective = LatentActionObjective(checkpoint.config, encoder)
+    _verified_encoder(checkpoint, objective, uri)
+    objective.load_kept(checkpoint.weights, uri)
+    return objective.eval(), checkpoint
+
+
+def _load_child(uri: str, model: LatentActionObjective, parent: Checkpoint, kind: str) -> Checkpoint:
+    checkpoint = load_checkpoint(uri)
+    if checkpoint.kind != kind:
+        raise LawmError(f"{uri} holds a {checkpoint.kind}, not a {kind}")
+    said = (checkpoint.parent or {}).get("fingerprint")
+    if said != parent.fingerprint:
+        raise LawmError(f"{uri} was trained on another model ({said}) than the one given ({parent.fingerprint})")
+    return checkpoint
+
+
+def load_controller(uri: str, model: LatentActionObjective, parent: Checkpoint) -> ControllerObjective:
+    """The controller trained on that model; refused if it was trained on another."""
+    checkpoint = _load_child(uri, model, parent, ControllerObjective.kind)
+    objective = ControllerObjective(checkpoint.config, model, checkpoint.extra["action_dim"])
+    objective.load_kept(checkpoint.weights, uri)
+    return objective.eval()
+
+
+def load_decoder(uri: str, model: LatentActionObjective, parent: Checkpoint) -> DecoderObjective:
+    """The decoder trained on that model; refused if it was trained on another."""
+    checkpoint = _load_child(uri, model, parent, DecoderObjective.kind)
+    config = checkpoint.config.model_copy(update={"decoder": checkpoint.config.decoder.model_copy(update={"lpips": 0.0})})
+    objective = DecoderObjective(config, model)
+    objective.load_kept(checkpoint.weights, uri)
+    return objective.eval()
+
+
+def build_objective(
+    config: Config, kind: str, parent: str | None = None, action_dim: int | None = None
+) -> tuple[Objective, Checkpoint | None]:
+    """The objective that a run trains, and the parent checkpoint that it stands on."""
+    if kind == LatentActionObjective.kind:
+        return LatentActionObjective(config), None
+    if parent is None:
+        raise LawmError(f"a {kind} needs --checkpoint, the latent action model that it belongs to")
+    model, checkpoint = load_model(parent)
+    if kind == ControllerObjective.kind:
+        if action_dim is None:
+            raise LawmError("a controller needs labelled clips: set data.labels")
+        return ControllerObjective(config, model, action_dim), checkpoint
+    return DecoderObjective(config, model), checkpoint

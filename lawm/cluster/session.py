@@ -1,0 +1,508 @@
+"""A connection to Ray: the cluster that RAY_ADDRESS names (a submitted job's own), or a local one.
+
+Also here, because all of lawm/cluster needs it: the node labels of cluster.yaml, the check that a
+cluster has what a job asks for, the object store's peak, and one-line readings of Ray's errors.
+"""
+
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import exceptions as ray_errors
+from ray._common.utils import get_system_memory
+from ray._private import internal_api, ray_constants
+from ray._private.state import state as ray_state
+from ray._private.utils import get_num_cpus
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
+
+from lawm.config import ClusterConfig, LawmError
+
+# Read by Ray's libraries when first used, here and in the processes that Ray starts. What a user has set stays.
+for _name, _value in {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+ROLE_LABEL = "lawm-role"
+"""The node label of cluster.yaml and deploy/; its values:"""
+HEAD, DECODE, TRAIN = "head", "decode", "train"
+
+MIB = 2**20
+LOCAL_CPUS = 4
+"""Least number of logical CPUs of a local Ray. Controllers, the driver of a trial and decode tasks each
+hold one, so that with the two of a small machine they would wait for each other for ever."""
+LOCAL_STORE_BYTES = 2 * 2**30
+SOCKET_PATH_BYTES = 107
+"""Longest path of a Unix socket. Ray puts `session_<time>_<pid>/sockets/plasma_store` below its temp dir."""
+_SOCKET_TAIL = len("/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store.9999999")
+
+
+# ---------------------------------------------------------------- starting and connecting
+@dataclass
+class Session:
+    """A live connection. `local`: this process started the cluster and will end it."""
+
+    local: bool
+    address: str
+    dashboard: str | None
+    _monitor: "_StoreMonitor" = field(repr=False)
+
+    def memory_report(self) -> "MemoryReport":
+        """Peak use of the object store and bytes spilled since this session began, over all nodes."""
+        return self._monitor.report()
+
+
+_current: Session | None = None
+
+
+def verbose() -> bool:
+    """LAWM_VERBOSE=1 shows Ray's own log and the workers' output on the terminal."""
+    return os.environ.get("LAWM_VERBOSE", "") not in ("", "0")
+
+
+@contextmanager
+def start(
+    cluster: ClusterConfig | None = None,
+    *,
+    needs: Sequence["Need"] = (),
+    include_dashboard: bool = False,
+    num_cpus: int | None = None,
+    object_store_bytes: int | None = None,
+) -> Iterator[Session]:
+    """Connects to the cluster in RAY_ADDRESS, or starts a local Ray for as long as the block lasts.
+
+    Inside a process that is already connected (a job within a job, a test) that connection is used
+    and left open. `needs` are checked once connected. `include_dashboard` is for where Tune stops
+    trials: without the dashboard a stopped trial leaks its placement group in Ray 2.60.
+    `num_cpus` and `object_store_bytes` hold for a local Ray only. Raises LawmError.
+    """
+    global _current
+    config = cluster or ClusterConfig()
+    if ray.is_initialized():
+        if _current is not None:
+            check_resources(needs, config)
+            yield _current
+            return
+        opened = _attach(local=False)
+        closing = _Undo()
+    else:
+        address = os.environ.get(ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE, "")
+        closing = _Undo()
+        try:
+            if address and address != "local":
+                _connect(address)
+                opened = _attach(local=False)
+            else:
+                _start_local(closing, include_dashboard, num_cpus, object_store_bytes)
+                opened = _attach(local=True)
+        except BaseException:
+            ray.shutdown()
+            closing.run()
+            raise
+        closing.disconnect = True
+    _current = opened
+    opened._monitor.start()
+    try:
+        check_resources(needs, config)
+        yield opened
+    finally:
+        opened._monitor.stop()
+        _current = None
+        if closing.disconnect:
+            ray.shutdown()
+        closing.run()
+
+
+class _Undo:
+    """What a local Ray changed in this process and on the disk, put back when it ends."""
+
+    def __init__(self) -> None:
+        self.disconnect = False
+        self.environment: dict[str, str | None] = {}
+        self.folder: Path | None = None
+        self.lock: Any = None
+        self.multi_node: bool | None = None
+
+    def set_env(self, name: str, value: str) -> None:
+        self.environment.setdefault(name, os.environ.get(name))
+        os.environ[name] = value
+
+    def run(self) -> None:
+        for name, value in self.environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        if self.multi_node is not None:
+            ray_constants.ENABLE_RAY_CLUSTER = self.multi_node
+        if "RAY_AUTH_MODE" in self.environment:
+            _reread_auth()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.lock is not None:
+            self.lock.close()
+
+
+def _attach(local: bool) -> Session:
+    context = ray.get_runtime_context()
+    url = getattr(ray._private.worker._global_node, "webui_url", None)
+    return Session(local, context.gcs_address, f"http://{url}" if url else None, _StoreMonitor())
+
+
+def _logging() -> dict[str, Any]:
+    loud = verbose()
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.INFO if loud else logging.ERROR)
+    return {"logging_level": logging.INFO if loud else logging.ERROR, "log_to_driver": loud}
+
+
+def _connect(address: str) -> None:
+    if "://" in address:
+        raise LawmError(
+            f"RAY_ADDRESS={address}: expected the address of a cluster that this machine is part of (HOST:6379 or "
+            "auto). To send a job to a cluster from outside, unset it and use `lawm submit --address URL JOB ...`"
+        )
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and port.isdigit()):
+        raise LawmError(f"RAY_ADDRESS={address}: expected HOST:PORT, auto or local")
+    if address != "auto" and not listens(host, int(port)):
+        raise LawmError(f"RAY_ADDRESS={address}: no Ray cluster listens there. Unset it to run on this machine alone")
+    try:
+        ray.init(address=address, **_logging())
+    except (ConnectionError, RuntimeError, ValueError, ray_errors.RayError) as error:
+        raise LawmError(explain(error) or f"RAY_ADDRESS={address}: cannot connect ({_first_line(error)})") from error
+
+
+def listens(host: str, port: int, seconds: float = 5.0) -> bool:
+    """Whether something accepts TCP connections there."""
+    try:
+        socket.create_connection((host.strip("[]"), port), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def _start_local(undo: _Undo, include_dashboard: bool, num_cpus: int | None, store: int | None) -> None:
+    undo.folder, undo.lock = _temp_dir()
+    # Without this Ray binds its servers to all interfaces. The variable tells the processes that Ray starts, the
+    # constant (read when ray was imported) tells this one; both make 127.0.0.1 the node's address.
+    undo.set_env(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
+    undo.multi_node, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    # Ray guards a new cluster by a token that it writes into the home folder, which may be read-only or shared by
+    # machines. This one is the session's own, so that other users of this machine cannot run code here.
+    if not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        undo.set_env("RAY_AUTH_MODE", "token")
+        undo.set_env("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        _reread_auth()
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus or max(LOCAL_CPUS, int(get_num_cpus(override_docker_cpu_warning=True))),
+            object_store_memory=store or _store_bytes(undo.folder),
+            include_dashboard=include_dashboard,
+            dashboard_host="127.0.0.1",
+            _temp_dir=str(undo.folder),
+            **_logging(),
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray_errors.RayError) as error:
+        log = f"{undo.folder}/session_latest/logs"
+        said = explain(error) or f"a local Ray could not be started: {_first_line(error)}"
+        keep = undo.folder
+        if verbose():
+            undo.folder = None
+            said += f" (logs: {log})"
+        else:
+            said += " LAWM_VERBOSE=1 shows more"
+        if not keep.exists():
+            said += f"; {keep} vanished"
+        raise LawmError(said) from error
+
+
+def _reread_auth() -> None:
+    """Ray's C++ side keeps the mode and the token that it has seen first."""
+    RayConfig.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _temp_dir() -> tuple[Path, Any]:
+    """(A new folder that is short enough for Ray's sockets, an open file that holds a lock in it).
+
+    Folders of runs that were killed are recognised by their free lock, and removed.
+    """
+    wanted = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"]
+    for parent in dict.fromkeys(wanted):
+        if not parent or len(parent) + len("/lawm-xxxxxxxx") + _SOCKET_TAIL > SOCKET_PATH_BYTES:
+            continue
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="lawm-", dir=parent))
+        except OSError:
+            continue
+        lock = open(folder / "lock", "w")  # noqa: SIM115 (held as long as the session)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for other in Path(parent).glob("lawm-*/lock"):
+            if other.parent != folder:
+                _remove_if_dead(other)
+        return folder, lock
+    raise LawmError(
+        f"no folder for Ray's temporary files: none of {', '.join(dict.fromkeys(w for w in wanted if w))} is writable "
+        "and short enough for Unix sockets. Set TMPDIR to a folder of at most 20 characters"
+    )
+
+
+def _remove_if_dead(lock: Path) -> None:
+    try:
+        with open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A younger one may belong to a process that has made it and not locked it yet.
+            if time.time() - lock.stat().st_mtime > 60:
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    except OSError:
+        pass
+
+
+def _store_bytes(folder: Path) -> int:
+    """30 % of the memory, at most 2 GiB, and what /dev/shm has room for unless that is next to nothing."""
+    size = min(int(0.3 * get_system_memory()), LOCAL_STORE_BYTES)
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+        if free < 256 * MIB:  # a container's default: Ray then maps files of its temp dir instead
+            free = shutil.disk_usage(folder).free // 2
+    except OSError:
+        return size
+    return max(100 * MIB, min(size, int(0.8 * free)))
+
+
+# ---------------------------------------------------------------- what a job asks for
+@dataclass(frozen=True)
+class Need:
+    """`count` processes that each hold `cpus` and `gpus` of one node at the same time.
+
+    `role` is the node label that they are placed by (ROLE_LABEL) when `cluster.use_labels`;
+    `lower` the setting that asks for less, as typed: "cluster.workers=1".
+    """
+
+    what: str
+    count: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    role: str | None = None
+    lower: str = ""
+
+    def __str__(self) -> str:
+        each = f"{self.cpus:g} CPU" + (f" + {self.gpus:g} GPU" if self.gpus else "")
+        return f"{self.count} x {self.what} ({each}{' each' if self.count > 1 else ''})"
+
+
+def label_selector(cluster: ClusterConfig, role: str) -> dict[str, str]:
+    """The `label_selector` of tasks, actors and bundles of that role; empty unless `cluster.use_labels`."""
+    return {ROLE_LABEL: role} if cluster.use_labels else {}
+
+
+def check_resources(needs: Sequence[Need], cluster: ClusterConfig) -> None:
+    """Raises LawmError when the nodes cannot hold all of `needs` at once: what is asked, what there is, what to set.
+
+    Ray itself would wait for ever. A cluster that grows on demand (`cluster.autoscaling`) is let be.
+    """
+    if cluster.autoscaling or not needs:
+        return
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [
+        {kind: node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU")} | {"role": node["Labels"].get(ROLE_LABEL)}
+        for node in alive
+    ]
+    missing = first_unplaced(needs, nodes, cluster.use_labels)
+    if missing is None:
+        return
+    has = ", ".join(sorted(_describe_node(node, cluster.use_labels) for node in nodes)) or "no nodes"
+    ways = [f"--set {missing.lower}"] if missing.lower else []
+    role = missing.role if cluster.use_labels else None
+    if role and not any(node["role"] == role for node in nodes):
+        ways.append("--set cluster.use_labels=false")
+    if _current is None or not _current.local:
+        ways.append("--set cluster.autoscaling=true if nodes come on demand")
+    where = f" on nodes labelled {ROLE_LABEL}={role}" if role else ""
+    raise LawmError(
+        f"too little room in the cluster for {missing}{where}. Asked for in all: {'; '.join(map(str, needs))}. "
+        f"The cluster has: {has}. Add nodes" + "".join(f", or {way}" for way in ways)
+    )
+
+
+def first_unplaced(needs: Sequence[Need], nodes: Sequence[Mapping[str, Any]], use_labels: bool) -> Need | None:
+    """The first need that finds no room when the largest are placed first; None when all fit."""
+    left = [dict(node) for node in nodes]
+    units = [need for need in needs for _ in range(need.count)]
+    units.sort(key=lambda need: (-need.gpus, not need.role, -need.cpus))
+    for need in units:
+        fits = [
+            node
+            for node in left
+            if node["CPU"] + 1e-6 >= need.cpus
+            and node["GPU"] + 1e-6 >= need.gpus
+            and (not use_labels or need.role is None or node["role"] == need.role)
+        ]
+        if not fits:
+            return need
+        # The fullest node that still fits, and one without a GPU if none is needed.
+        best = min(fits, key=lambda node: (node["GPU"] - need.gpus, node["CPU"]))
+        best["CPU"] -= need.cpus
+        best["GPU"] -= need.gpus
+    return None
+
+
+def _describe_node(node: Mapping[str, Any], labels: bool) -> str:
+    gpus = f" + {node['GPU']:g} GPU" if node["GPU"] else ""
+    role = f" ({ROLE_LABEL}={node['role'] or 'unset'})" if labels else ""
+    return f"{node['CPU']:g} CPU{gpus}{role}"
+
+
+# ---------------------------------------------------------------- the object store
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes over all nodes. `peak` is the largest of samples taken every half second."""
+
+    peak_store_bytes: int
+    store_bytes: int
+    spilled_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"object store: peak {self.peak_store_bytes / MIB:.0f} of {self.store_bytes / MIB:.0f} MiB, "
+            f"spilled {self.spilled_bytes / MIB:.0f} MiB"
+        )
+
+
+def memory_report() -> MemoryReport:
+    """The open session's MemoryReport; raises RuntimeError outside of `start`."""
+    if _current is None:
+        raise RuntimeError("memory_report() is for inside `with start(...)`")
+    return _current.memory_report()
+
+
+class _StoreMonitor:
+    """Samples the raylets' store statistics, the source of `ray memory --stats-only`."""
+
+    PERIOD_S = 0.5
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="lawm-store-monitor", daemon=True)
+        self._peak = self._capacity = self._spilled = 0
+        self._spilled_before: int | None = None
+
+    def start(self) -> None:
+        self._sample()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def report(self) -> MemoryReport:
+        self._sample()
+        return MemoryReport(self._peak, self._capacity, self._spilled - (self._spilled_before or 0))
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.PERIOD_S):
+            self._sample()
+
+    def _sample(self) -> None:
+        try:
+            stats = internal_api.get_memory_info_reply(ray_state, timeout_seconds=10).store_stats
+        except Exception:
+            # A busy or dying raylet misses a sample; a figure for people must not end a run.
+            return
+        with self._lock:
+            self._peak = max(self._peak, stats.object_store_bytes_used)
+            self._capacity = stats.object_store_bytes_avail
+            self._spilled = max(self._spilled, stats.spilled_bytes_total)
+            if self._spilled_before is None:
+                self._spilled_before = self._spilled
+
+
+# ---------------------------------------------------------------- errors
+def explain(error: BaseException) -> str | None:
+    """One line for an error of Ray's that the user can put right; None for anything else, which is a bug.
+
+    A LawmError raised in a task, an actor or a training worker is found below the errors that Ray wraps it in.
+    """
+    chain = list(_chain(error))
+    for one in chain:
+        if isinstance(one, LawmError) and not isinstance(one, ray_errors.RayTaskError):
+            return str(one)
+    for one in chain:
+        for kind, said in _REMEDIES:
+            if isinstance(one, kind):
+                return said.format(error=_first_line(one))
+        if type(one).__name__ in ("WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"):
+            return (
+                f"the training workers found no room in the cluster ({_first_line(one)}). "
+                "Lower cluster.workers, cluster.cpus_per_worker or cluster.gpus_per_worker by --set"
+            )
+    return None
+
+
+_REMEDIES: list[tuple[type[BaseException], str]] = [
+    (
+        ray_errors.AuthenticationError,
+        "the Ray cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the "
+        "cluster's, as `ray get-auth-token` prints it on the head node",
+    ),
+    (
+        ray_errors.OutOfDiskError,
+        "the disk that Ray spills to is full ({error}). Free space, or set TMPDIR to a larger disk",
+    ),
+    (ray_errors.ObjectStoreFullError, "Ray's object store is full ({error}). Lower the batch: --set train.batch=N"),
+    (
+        ray_errors.OutOfMemoryError,
+        "a worker was stopped because its node ran out of memory ({error}). Lower the batch or the workers",
+    ),
+    (ray_errors.TaskUnschedulableError, "no node of the cluster can hold a task of this job ({error})"),
+    (ray_errors.ActorUnschedulableError, "no node of the cluster can hold an actor of this job ({error})"),
+    (ray_errors.RuntimeEnvSetupError, "a node could not set up the job's environment ({error})"),
+    (
+        ray_errors.LocalRayletDiedError,
+        "Ray on this node has died (often: out of memory). Run the same command again to go on",
+    ),
+    (ray_errors.NodeDiedError, "a node of the cluster has died ({error}). Run the same command again to go on"),
+]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything it wraps: causes, Ray's task causes, Train's worker and controller failures.
+
+    Not `__context__`: what goes wrong while an error is handled is a bug of its own.
+    """
+    seen: set[int] = set()
+    queue: list[Any] = [error]
+    while queue:
+        one = queue.pop(0)
+        if not isinstance(one, BaseException) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        known = vars(one)
+        queue += [known.get("cause"), known.get("controller_failure"), known.get("_base_exc"), one.__cause__]
+        failures = known.get("worker_failures")
+        queue += list(failures.values()) if isinstance(failures, dict) else []
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

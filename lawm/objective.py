@@ -1,0 +1,252 @@
+"""The three losses: latent action model, controller, decoder. Each is one nn.Module with one forward.
+
+Legend: B batch, F frames, T states, N tokens, D state width, Z latent width, A action width.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lawm.config import Config, LawmError
+from lawm.controller import Controller
+from lawm.decoder import Decoder
+from lawm.encoder import Encoder, StateNorm, check_keys, load_encoder
+from lawm.latent_action import DiscreteBottleneck, LatentActionModel, LatentActions
+from lawm.layers import unpatchify
+from lawm.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """What travels from ingest to the model. Either frames (uint8) or raw states (from a cache)."""
+
+    frames_BFCHW: Tensor | None
+    states_BTND: Tensor | None
+    actions_BTA: Tensor | None
+    positions_B: Tensor
+    """Positions in the sampling plan, int64."""
+
+    def __len__(self) -> int:
+        return len(self.positions_B)
+
+    def to(self, device: torch.device) -> "ClipBatch":
+        move = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return ClipBatch(**(move | {"positions_B": self.positions_B}))
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What is minimised (`total`), its parts, and detached figures to log."""
+
+    prediction: Tensor
+    penalty: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    latents: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        return self.prediction + self.penalty
+
+
+class Objective(nn.Module):
+    """What the training loop needs of a loss: forward, weights to keep, upkeep after a step."""
+
+    kind = ""
+
+    def kept(self) -> dict[str, Tensor]:
+        """Weights that a checkpoint keeps: everything but what is frozen and rebuilt from the config."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(self.rebuilt())}
+
+    def rebuilt(self) -> tuple[str, ...]:
+        """Prefixes of state_dict keys that a checkpoint does not hold."""
+        return ("encoder.",)
+
+    def load_kept(self, weights: dict[str, Tensor], where: str) -> None:
+        """Strict load; raises LawmError listing missing, unexpected and misshapen keys."""
+        check_keys(self.kept(), weights, where)
+        self.load_state_dict(weights, strict=False)
+
+    def calibrate(self, batch: ClipBatch) -> None:
+        """Measures data statistics that the model keeps, from the first clips of the plan."""
+
+    def maintain(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:
+        """Upkeep after an optimiser step; returns figures to log."""
+        return {}
+
+    def forward(self, batch: ClipBatch) -> LossTerms:
+        raise TypeError(f"{type(self).__name__} has no loss")
+
+
+class LatentActionObjective(Objective):
+    """mean |s_{t+1} - p(s_0..t, z_t)| plus the bottleneck's penalty, by teacher forcing over the clip."""
+
+    kind = "latent_action"
+
+    def __init__(self, config: Config, encoder: Encoder | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder if encoder is not None else load_encoder(config.encoder, config.data.clip)
+        width, model = self.encoder.state_width, config.model
+        self.state_norm = StateNorm(config.encoder.normalize_states, width)
+        self.latent_action = LatentActionModel(model, width)
+        latent = None if self.latent_action.kind == "deterministic" else model.latent_dim
+        self.world_model = WorldModel(model.world_model, width, latent)
+        self.action_dropout = model.action_dropout
+        self.duplicate = config.data.clip.duplicate
+
+    def encode(self, frames_BFCHW: Tensor) -> Tensor:
+        """uint8 frames -> raw states."""
+        if self.duplicate > 1:
+            frames_BFCHW = frames_BFCHW.repeat_interleave(self.duplicate, dim=1)
+        states = self.encoder(frames_BFCHW)
+        if self.duplicate > 1 and self.encoder.frames_per_state == 1:
+            states = states[:, :: self.duplicate]
+        return states
+
+    def states(self, batch: ClipBatch) -> Tensor:
+        """The batch's normalised states [B, T, N, D], float32."""
+        raw = batch.states_BTND
+        if raw is None:
+            if batch.frames_BFCHW is None:
+                raise ValueError("a batch needs frames or states")
+            raw = self.encode(batch.frames_BFCHW)
+        return self.state_norm(raw)
+
+    @torch.no_grad()
+    def calibrate(self, batch: ClipBatch) -> None:
+        if self.state_norm.kind == "channel" and not bool(self.state_norm.calibrated):
+            raw = batch.states_BTND if batch.states_BTND is not None else self.encode(batch.frames_BFCHW)  # type: ignore[arg-type]
+            self.state_norm.calibrate(raw)
+        if self.latent_action.embed is not None and batch.actions_BTA is not None:
+            self.latent_action.action_std.copy_(batch.actions_BTA.flatten(0, 1).std(dim=0).clamp_min(1e-6))
+
+    def infer(self, states_BTND: Tensor, actions_BTA: Tensor | None = None) -> LatentActions:
+        """Latent actions of normalised states."""
+        return self.latent_action(states_BTND, actions_BTA)
+
+    def forward(self, batch: ClipBatch) -> LossTerms:
+        states = self.states(batch)
+        latents = self.infer(states, batch.actions_BTA)
+        z = latents.z_BTZ
+        if z is not None and self.training and self.action_dropout > 0:
+            keep = torch.rand(*z.shape[:2], 1, device=z.device) >= self.action_dropout
+            z = z * keep
+        predicted = self.world_model(states[:, :-1], z)
+        prediction = (predicted.float() - states[:, 1:]).abs().mean()
+        metrics = {"prediction": prediction.detach(), **latents.metrics}
+        with torch.no_grad():
+            metrics["copy_last_state"] = (states[:, 1:] - states[:, :-1]).abs().mean()
+        kept = latents.z_BTZ.detach().flatten(0, 1) if latents.z_BTZ is not None else None
+        return LossTerms(prediction, latents.penalty, metrics, kept)
+
+    def maintain(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:
+        bottleneck = self.latent_action.bottleneck
+        if isinstance(bottleneck, DiscreteBottleneck):
+            return {"codes_reset": float(bottleneck.maintain(optimizer_state))}
+        return {}
+
+
+class ControllerObjective(Objective):
+    """L2 from the controller's latents to the frozen IDM's, and the inverse controller's action error."""
+
+    kind = "controller"
+
+    def __init__(self, config: Config, model: LatentActionObjective, action_dim: int) -> None:
+        super().__init__()
+        if model.latent_action.kind == "deterministic":
+            raise LawmError("a deterministic model has no latent actions: there is nothing to control")
+        self.model = model.requires_grad_(False).eval()
+        self.controller = Controller(
+            config.controller, model.encoder.state_width, action_dim, config.model.latent_dim
+        )
+
+    def train(self, mode: bool = True) -> "ControllerObjective":
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def rebuilt(self) -> tuple[str, ...]:
+        return ("model.",)
+
+    def calibrate(self, batch: ClipBatch) -> None:
+        if batch.actions_BTA is None:
+            raise LawmError("the controller needs labelled clips: set data.labels to a Parquet table of actions")
+        actions = batch.actions_BTA.flatten(0, 1).float()
+        self.controller.action_mean.copy_(actions.mean(dim=0))
+        self.controller.action_std.copy_(actions.std(dim=0).clamp_min(1e-6))
+
+    def forward(self, batch: ClipBatch) -> LossTerms:
+        if batch.actions_BTA is None:
+            raise LawmError("a clip without actions came to the controller: data.labels does not cover the index")
+        with torch.no_grad():
+            states = self.model.states(batch)
+            target = self.model.infer(states, batch.actions_BTA).z_BTZ
+        assert target is not None
+        actions = batch.actions_BTA.float()
+        predicted = self.controller(actions, states[:, :-1]).float()
+        loss = F.mse_loss(predicted, target)
+        scale = self.controller.action_std
+        inverse = F.mse_loss(self.controller.inverse(target).float() / scale, actions / scale)
+        cosine = F.cosine_similarity(predicted, target, dim=-1).mean()
+        metrics = {"prediction": loss.detach(), "inverse_mse": inverse.detach(), "cosine": cosine.detach()}
+        return LossTerms(loss, inverse, metrics)
+
+
+class DecoderObjective(Objective):
+    """L1 (+ weight * LPIPS, with its real backbone) from decoded states to the true frames in [0, 1]."""
+
+    kind = "decoder"
+
+    def __init__(self, config: Config, model: LatentActionObjective) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        encoder = model.encoder
+        self.decoder = Decoder(config.decoder, encoder.state_width, encoder.tokens, config.data.clip.size)
+        self.lpips_weight = config.decoder.lpips
+        self.lpips = load_lpips() if self.lpips_weight > 0 else None
+
+    def train(self, mode: bool = True) -> "DecoderObjective":
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def rebuilt(self) -> tuple[str, ...]:
+        return ("model.", "lpips.")
+
+    def forward(self, batch: ClipBatch) -> LossTerms:
+        if batch.frames_BFCHW is None:
+            raise LawmError("the decoder learns from frames: train it from videos, not from a state cache")
+        with torch.no_grad():
+            states = self.model.states(batch)
+        frames = batch.frames_BFCHW[:, :: self.model.encoder.frames_per_state].float() / 255.0
+        decoded = self.decoder(states).float()
+        l1 = (decoded - frames).abs().mean()
+        perceptual = l1.new_zeros(())
+        if self.lpips is not None:
+            perceptual = self.lpips(decoded.flatten(0, 1) * 2 - 1, frames.flatten(0, 1) * 2 - 1).mean()
+        metrics = {"prediction": l1.detach(), "lpips": perceptual.detach()}
+        return LossTerms(l1, self.lpips_weight * perceptual, metrics)
+
+
+def load_lpips() -> nn.Module:
+    """LPIPS (Zhang et al. 2018) with its VGG-16 backbone; raises LawmError where it cannot be had."""
+    try:
+        import lpips
+
+        return lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False).eval()
+    except Exception as error:  # the backbone comes from a download
+        raise LawmError(
+            f"LPIPS needs its VGG-16 backbone, which could not be loaded ({type(error).__name__}: {error}); "
+            "set decoder.lpips=0 to train with L1 alone"
+        ) from error
+
+
+def decode_states(model: LatentActionObjective, decoder: Decoder | None, states_BTND: Tensor) -> Tensor:
+    """Normalised states -> frames [B, T, 3, S, S] in [0, 1]. The pixels encoder needs no decoder."""
+    if decoder is None:
+        frames = unpatchify(model.state_norm.inverse(states_BTND)) * model.encoder.std + model.encoder.mean
+    else:
+        frames = decoder(states_BTND)
+    return frames.clamp(0, 1)

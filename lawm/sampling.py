@@ -1,0 +1,208 @@
+"""Which clip comes next: a seeded, resumable plan over the index.
+
+The plan is one endless row of positions 0, 1, 2, ...: position p is clip `permutation(p % n)` of epoch
+`p // n`, n clips an epoch. Any position is found on its own, without a shuffled list in memory, by a keyed
+permutation of [0, n): a Feistel network, walked again where it leaves the range (Black & Rogaway 2002).
+So every worker can be given any positions, and a `Cursor` says exactly which have been consumed.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+
+from lawm.config import ClipSpec, LawmError
+from lawm.shards import Index
+
+_ROUNDS = 6
+
+
+class PlanRows(NamedTuple):
+    """What to decode, one entry a clip: the position in the plan, the row in the index, the start in seconds
+    from the video's first frame, and a seed for whatever is random about the clip (its crop)."""
+
+    position: np.ndarray
+    video: np.ndarray
+    start_s: np.ndarray
+    seed: np.ndarray
+
+    def __len__(self) -> int:  # a tuple's own length would be the number of fields
+        return len(self.position)
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """Clips of `index`'s videos: `clips_per_video` of each an epoch (`duration`: as many as fit end to end).
+
+    Starts lie on the 1/fps grid, spread evenly over each video, and shifted together by a jitter of each
+    video's and epoch's own. Videos with a reason, without room for one clip (`too_short`) or with fewer
+    frames per second than the clip has (`too_slow`) are left out. Raises LawmError if none remains.
+    """
+
+    index: Index
+    clip: ClipSpec
+    clips_per_video: int | Literal["duration"] = "duration"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.clips_per_video != "duration" and self.clips_per_video < 1:
+            raise LawmError(f"clips_per_video = {self.clips_per_video}: expected at least 1, or duration")
+        if len(self) == 0:
+            raise LawmError(
+                f"no clip of {self.clip.frames} frames at {self.clip.fps:g} fps ({self.clip.seconds:g} s) fits: "
+                f"of {len(self.index)} videos {self.unusable} cannot be used, {self.too_short} are too short, "
+                f"{self.too_slow} have too few frames per second. Give longer videos, or lower data.clip.frames"
+            )
+
+    @cached_property
+    def _slots(self) -> np.ndarray:
+        """Possible starts of each video, int64 [videos]: 0 too short, -1 too slow, -2 unusable."""
+        duration, rate = self.index.column("duration_s"), self.index.column("rate")
+        usable = np.asarray(self.index.table["reason"].is_null()) & (rate > 0) & np.isfinite(duration)
+        frames = np.where(usable, grid_frames(duration, rate, self.clip.fps), 0)
+        slots = np.maximum(frames - self.clip.frames + 1, 0)
+        slots[usable & (rate < 0.99 * self.clip.fps)] = -1
+        slots[~usable] = -2
+        return slots
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        """Clips an epoch of each video, int64 [videos]."""
+        slots = np.maximum(self._slots, 0)
+        if self.clips_per_video == "duration":
+            return np.where(slots > 0, (slots - 1) // self.clip.frames + 1, 0)
+        return np.where(slots > 0, self.clips_per_video, 0)
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self._counts)
+
+    def __len__(self) -> int:
+        """Clips per epoch."""
+        return int(self._ends[-1]) if len(self.index) else 0
+
+    @property
+    def too_short(self) -> int:
+        return int(np.sum(self._slots == 0))
+
+    @property
+    def too_slow(self) -> int:
+        return int(np.sum(self._slots == -1))
+
+    @property
+    def unusable(self) -> int:
+        return int(np.sum(self._slots == -2))
+
+    @property
+    def videos(self) -> int:
+        """Videos that clips are drawn from."""
+        return int(np.sum(self._counts > 0))
+
+    def fingerprint(self) -> str:
+        """16 hex digits: two plans with the same one give the same clips at the same positions."""
+        timing = (self.clip.frames, self.clip.fps, self.clips_per_video, self.seed, self.index.fingerprint())
+        return hashlib.blake2b(repr(timing).encode(), digest_size=8).hexdigest()
+
+    def rows(self, positions: np.ndarray | Iterable[int]) -> PlanRows:
+        """The clips at `positions` (any order, any epoch, >= 0)."""
+        given = positions if isinstance(positions, np.ndarray) else list(positions)
+        position = np.asarray(given, dtype=np.int64)
+        if position.size and position.min() < 0:
+            raise ValueError(f"positions start at 0, got {position.min()}")
+        epoch, place = position // len(self), position % len(self)
+        root = np.uint64(self.seed % 2**64)
+        item = _permute(place, len(self), _mix(_mix(root) + epoch.astype(np.uint64)))
+        video = np.searchsorted(self._ends, item, side="right")
+        nth = item - (self._ends[video] - self._counts[video])
+        jitter = _unit(_mix(_mix(_mix(root ^ np.uint64(0x5EED)) + epoch.astype(np.uint64)) ^ _mix(video)))
+        slot = (nth + jitter) * self._slots[video] / self._counts[video]
+        start_s = np.minimum(np.floor(slot), self._slots[video] - 1) / self.clip.fps
+        seed = _mix(_mix(root ^ np.uint64(0xC409)) ^ _mix(position)) >> np.uint64(33)
+        return PlanRows(position, video, start_s, seed.astype(np.int64))
+
+
+def grid_frames(duration_s: np.ndarray, rate: np.ndarray, fps: float) -> np.ndarray:
+    """Frames at times 0, 1/fps, 2/fps, ... that videos of that duration and rate hold, int64."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # The last frame stays on display for a while; a clip's last frame may fall into that time.
+        end = duration_s - 1 / rate + np.minimum(0.9 / rate, 0.45 / fps)
+        frames = np.floor(end * fps + 1e-6) + 1
+    return np.where(np.isfinite(frames), np.maximum(frames, 0), 0).astype(np.int64)
+
+
+def _mix(x: np.ndarray | np.uint64) -> np.ndarray:
+    """splitmix64's finaliser: every bit of the input changes half of the output's. Works modulo 2^64."""
+    with np.errstate(over="ignore"):
+        z = np.atleast_1d(np.asarray(x)).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    """Hashes as float64 in [0, 1)."""
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _permute(place: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
+    """A permutation of [0, n) for each key, applied to place int64 [...]; `key` uint64, same shape."""
+    bits = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << bits) - np.uint64(1)
+    out = place.astype(np.uint64)
+    key = np.broadcast_to(key, out.shape)
+    todo = np.ones(out.shape, dtype=bool)
+    while np.any(todo):  # the square is at most 4 n wide, so few stay outside for long
+        left, right, k = out[todo] >> bits, out[todo] & mask, key[todo]
+        for step in range(_ROUNDS):
+            left, right = right, left ^ (_mix(right ^ _mix(k + np.uint64(step))) & mask)
+        out[todo] = (left << bits) | right
+        todo[todo] = out[todo] >= n
+    return out.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Which positions have been consumed: all below `low`, and those in `ahead` (ascending, all above `low`)."""
+
+    low: int = 0
+    ahead: tuple[int, ...] = ()
+
+    def add(self, positions: np.ndarray | Iterable[int]) -> "Cursor":
+        """The cursor after `positions` as well; consuming one twice changes nothing."""
+        consumed = set(self.ahead).union(int(p) for p in positions)
+        low = self.low
+        while low in consumed:
+            low += 1
+        return Cursor(low, tuple(sorted(p for p in consumed if p > low)))
+
+    def __len__(self) -> int:
+        """How many positions have been consumed."""
+        return self.low + len(self.ahead)
+
+    def __contains__(self, position: int) -> bool:
+        return position < self.low or position in self.ahead
+
+    def remaining(self, n: int) -> np.ndarray:
+        """The next `n` positions that have not been consumed, ascending, int64 [n]."""
+        candidates = np.arange(self.low, self.low + n + len(self.ahead), dtype=np.int64)
+        return candidates[~np.isin(candidates, np.asarray(self.ahead, dtype=np.int64))][:n]
+
+    def to_json(self) -> str:
+        return json.dumps({"low": self.low, "ahead": self.ahead})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises LawmError if `text` is not what `to_json` writes."""
+        try:
+            data = json.loads(text)
+            cursor = cls(int(data["low"]), tuple(int(p) for p in data["ahead"]))
+            if cursor.low < 0 or list(cursor.ahead) != sorted({p for p in cursor.ahead if p > cursor.low}):
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            said = "The checkpoint is damaged; resume from another one"
+            raise LawmError(f"not a cursor: {text[:100]!r}. {said}") from None
+        return cursor

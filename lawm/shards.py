@@ -1,0 +1,233 @@
+"""Where each video's bytes lie (a file, a tar member, an S3 object): the index, one Parquet table.
+
+Tar shards follow the WebDataset / video2dataset layout (`000001.mp4` beside `000001.json`). They are
+never unpacked: an index row holds the offset and the size of a member's data inside the tar.
+"""
+
+import hashlib
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lawm import storage
+from lawm.config import LawmError
+
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg",
+    ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".3gp", ".ogv",
+)  # fmt: skip
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Compressed tars are listed too, as one entry each, so that the index can say why they are of no use."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        ("container", pa.string()),
+        ("codec", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("rate", pa.float64()),
+        ("container_rate", pa.float64()),
+        ("variable_rate", pa.bool_()),
+        ("frames", pa.int64()),
+        ("start_s", pa.float64()),
+        ("duration_s", pa.float64()),
+        ("keyframes_s", pa.list_(pa.float32())),
+        ("reason", pa.string()),
+    ]
+)
+"""One row a video. Width and height as displayed (after rotation), pixels; `rate` in frames/s from the
+time stamps, `container_rate` as the container claims; `start_s` the container's time of the first frame;
+`duration_s` and `keyframes_s` in seconds from the first frame; `reason` null when the video can be used."""
+
+
+@dataclass(frozen=True)
+class VideoRef:
+    """Bytes [offset, offset + size) of `source` hold one video, known everywhere as `key`."""
+
+    source: str
+    offset: int
+    size: int
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.key}" if self.offset else self.source
+
+    @property
+    def is_tar(self) -> bool:
+        return self.offset == 0 and self.source.lower().endswith(TAR_SUFFIXES)
+
+
+# ---------------------------------------------------------------- listing
+def list_files(sources: Sequence[str]) -> Iterator[VideoRef]:
+    """Every video file and every tar (as one ref, see `expand`) in files, folders and S3 prefixes, in order.
+
+    The key is the path relative to the source, so that a moved data set keeps its keys. Nothing is
+    opened. Raises NotFoundError for a source that does not exist.
+    """
+    for source in sources:
+        root = storage.absolute(source)
+        if storage.is_s3(root):
+            folder = root[: root.rfind("/") + 1] if root.endswith("*") else root.rstrip("/") + "/"
+        else:
+            folder = os.path.join(root, "")
+        for uri, size in storage.list_files(root, VIDEO_SUFFIXES + TAR_SUFFIXES):
+            key = uri.removeprefix(folder) if uri.startswith(folder) else uri.rstrip("/").rpartition("/")[2]
+            yield VideoRef(uri, 0, size, key)
+
+
+def expand(ref: VideoRef) -> Iterator[VideoRef]:
+    """The videos of a tar (`<tar's key without .tar>/<member>`), read header by header; any other ref as it is.
+
+    Folders, links, sparse members and other suffixes are left out; a member that occurs twice gets `#2`.
+    A tar that is compressed or no tar is yielded as it is, for `probe` to refuse with a reason; if one
+    breaks off in the middle, the rest is yielded as a last entry, for the same purpose.
+    """
+    if not ref.is_tar:
+        yield ref
+        return
+    stem = ref.key[: -len(".tar")]
+    seen: Counter[str] = Counter()
+    with storage.open_file(ref.source) as file:
+        try:
+            # Not "r": that would unpack compressed tars, whose members have no offset.
+            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+        except tarfile.TarError:
+            yield ref
+            return
+        member: tarfile.TarInfo | None = None
+        while True:
+            try:
+                member = tar.next()
+            except tarfile.TarError:
+                break
+            if member is None:
+                break
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has read
+            if member.isreg() and not member.issparse() and member.name.lower().endswith(VIDEO_SUFFIXES):
+                name = f"{stem}/{member.name.removeprefix('./').lstrip('/')}"
+                seen[name] += 1
+                key = name if seen[name] == 1 else f"{name}#{seen[name]}"
+                yield VideoRef(ref.source, member.offset_data, member.size, key)
+        end = int(tar.offset)
+        if member is None:
+            # tarfile takes a damaged header for the end; a true end is a block of zeros, or the file's.
+            file.seek(end)
+            if not file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                return
+        yield VideoRef(ref.source, end, max(0, ref.size - end), f"{stem}/(unreadable from byte {end} on)")
+
+
+def list_videos(sources: Sequence[str]) -> Iterator[VideoRef]:
+    """Every video in files, folders, tars and S3 prefixes, in a fixed order, each with a key of its own.
+
+    Raises NotFoundError, StorageError.
+    """
+    return unique_keys(ref for file in list_files(sources) for ref in expand(file))
+
+
+def unique_keys(refs: Iterable[VideoRef]) -> Iterator[VideoRef]:
+    """The refs in order; a key that an earlier one has already used gets `#2`, `#3`, ..."""
+    used: dict[int, int] = {}
+    for ref in refs:
+        short = int.from_bytes(hashlib.blake2b(ref.key.encode(), digest_size=8).digest(), "little")
+        used[short] = used.get(short, 0) + 1
+        yield ref if used[short] == 1 else VideoRef(ref.source, ref.offset, ref.size, f"{ref.key}#{used[short]}")
+
+
+# ---------------------------------------------------------------- the index
+def empty_row(ref: VideoRef, reason: str | None = None) -> dict[str, Any]:
+    """An index row of which only the place (and the reason) is known."""
+    row: dict[str, Any] = dict.fromkeys(INDEX_SCHEMA.names)
+    return row | {"key": ref.key, "source": ref.source, "offset": ref.offset, "size": ref.size, "reason": reason}
+
+
+def rows_to_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMA)
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index table with INDEX_SCHEMA; rows keep their order."""
+
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def usable(self) -> "Index":
+        """Only the videos without a `reason`."""
+        return Index(self.table.filter(self.table["reason"].is_null()))
+
+    def reasons(self) -> dict[str, int]:
+        """How many videos were refused, by reason (without its details), most frequent first."""
+        said = (reason.partition(":")[0] for reason in self.table["reason"].to_pylist() if reason)
+        return dict(Counter(said).most_common())
+
+    def split(self, which: Literal["train", "val"], val_fraction: float) -> "Index":
+        """The training or the held-out videos: by a hash of the key, so never by order, place or company."""
+        held_out = np.fromiter(
+            (
+                int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") < val_fraction * 2.0**64
+                for key in self.table["key"].to_pylist()
+            ),
+            dtype=bool,
+            count=len(self),
+        )
+        return Index(self.table.filter(pa.array(held_out if which == "val" else ~held_out)))
+
+    def ref(self, i: int) -> VideoRef:
+        """Where video `i` (row number) lies."""
+        row = {name: self.table[name][i].as_py() for name in ("source", "offset", "size", "key")}
+        return VideoRef(**row)
+
+    def column(self, name: str) -> np.ndarray:
+        """A numeric column as numpy; nulls are NaN (float64)."""
+        return np.asarray(self.table[name].to_numpy())
+
+    def fingerprint(self) -> str:
+        """16 hex digits over keys, sizes and durations in order: the same data in the same order, wherever it lies."""
+        digest = hashlib.blake2b(digest_size=8)
+        for key in self.table["key"].to_pylist():
+            digest.update(key.encode() + b"\0")
+        for name in ("size", "duration_s"):
+            digest.update(np.ascontiguousarray(self.column(name), dtype=np.float64).tobytes())
+        return digest.hexdigest()
+
+
+def read_index(uri: str) -> Index:
+    """The index at `uri` (Parquet). Raises NotFoundError, StorageError, LawmError for another kind of file."""
+    with storage.open_file(uri) as file:
+        try:
+            table = pq.read_table(file)
+        except pa.ArrowInvalid as error:
+            said = str(error).splitlines()[0]
+            raise LawmError(f"{uri}: not a Parquet file ({said}). Make one with `lawm index`") from None
+    missing = [name for name in INDEX_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise LawmError(f"{uri}: not an index, it lacks the columns {', '.join(missing)}. Make one with `lawm index`")
+    return Index(table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA))
+
+
+def write_index(index: Index | pa.Table | Iterable[pa.Table], uri: str) -> None:
+    """Writes an index, given whole or as tables one after another, all or nothing. Raises StorageError."""
+    tables: Iterable[pa.Table]
+    if isinstance(index, Index):
+        tables = [index.table]
+    elif isinstance(index, pa.Table):
+        tables = [index]
+    else:
+        tables = index
+    with storage.atomic_file(uri) as file, pq.ParquetWriter(file, INDEX_SCHEMA, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA))

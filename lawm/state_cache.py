@@ -1,0 +1,134 @@
+"""States of a frozen encoder, written once and read at random by every run of a sweep.
+
+A cache is a folder: Arrow IPC part files (one row a state, float16, read by memory map), the index of
+the videos in it, and `manifest.json` with the encoder, the clip spec and the index that it was made
+from. Only for encoders whose states do not depend on where the clip started (image backbones, pixels).
+Legend: N tokens of a state, D state width.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lawm.config import Config, LawmError
+from lawm.encoder import Encoder
+from lawm.shards import Index, read_index, write_index
+from lawm.storage import exists, join, read_bytes, write_bytes
+
+FORMAT = 1
+
+
+def cache_key(config: Config, encoder_fingerprint: str, index_fingerprint: str) -> dict[str, Any]:
+    """What a cache depends on; two caches with equal keys hold equal states."""
+    clip = config.data.clip
+    return {
+        "format": FORMAT,
+        "encoder": encoder_fingerprint,
+        "fps": clip.fps,
+        "size": clip.size,
+        "crop": clip.crop,
+        "duplicate": clip.duplicate,
+        "index": index_fingerprint,
+    }
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Frames `first` .. `first + frames - 1` of a video's 1/fps grid."""
+
+    key: str
+    first: int
+    frames: int
+
+
+def part_bytes(pieces: list[Piece], states: list[np.ndarray]) -> bytes:
+    """One part file: the states float16 [frames, N, D] of some pieces, one row a state."""
+    keys = pa.array([p.key for p in pieces for _ in range(p.frames)], pa.string())
+    frames = pa.array(np.concatenate([np.arange(p.first, p.first + p.frames, dtype=np.int32) for p in pieces]))
+    flat = np.concatenate([s.reshape(len(s), -1) for s in states])
+    column = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
+    table = pa.table({"key": keys.dictionary_encode(), "frame": frames, "state": column}).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def part_name(pieces: list[Piece]) -> str:
+    """A name that depends on what is in the part, so that a rerun finds the parts that are done."""
+    said = json.dumps([(p.key, p.first, p.frames) for p in pieces])
+    return f"part-{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}.arrow"
+
+
+def finish_cache(uri: str, key: dict[str, Any], index: Index, parts: dict[str, list[Piece]], shape: tuple[int, int]) -> None:
+    """Writes index and manifest; only now is the folder a cache. `parts`: pieces of each file, in row order."""
+    write_index(index, join(uri, "index.parquet"))
+    pieces = {name: [[p.key, p.first, p.frames] for p in found] for name, found in parts.items()}
+    manifest = {"key": key, "tokens": shape[0], "width": shape[1], "parts": pieces}
+    write_bytes(join(uri, "manifest.json"), json.dumps(manifest).encode())
+
+
+class StateCache:
+    """Random reads of raw states by video key and frame number."""
+
+    def __init__(self, uri: str) -> None:
+        where = join(uri, "manifest.json")
+        if not exists(where):
+            raise LawmError(f"{uri}: no state cache there (no manifest.json); write one with `lawm encode`")
+        try:
+            manifest = json.loads(read_bytes(where))
+            self.key, self.tokens, self.width = manifest["key"], manifest["tokens"], manifest["width"]
+            parts = manifest["parts"]
+        except (ValueError, KeyError) as error:
+            raise LawmError(f"{where}: damaged manifest ({error}); run `lawm encode` again") from error
+        self.uri = uri
+        self.places: dict[str, list[tuple[str, int, Piece]]] = {}
+        for part, pieces in parts.items():
+            row = 0
+            for piece in (Piece(*p) for p in pieces):
+                self.places.setdefault(piece.key, []).append((part, row, piece))
+                row += piece.frames
+        self._parts: dict[str, np.ndarray] = {}
+
+    @property
+    def index(self) -> Index:
+        """The index of the videos in the cache, durations cut to what was encoded."""
+        return read_index(join(self.uri, "index.parquet"))
+
+    def check(self, config: Config, encoder: Encoder) -> None:
+        """Raises LawmError naming what differs, where the cache is not of this encoder and clip spec."""
+        wanted = cache_key(config, encoder.fingerprint(), self.key["index"])
+        wrong = [f"{k}: cache {self.key.get(k)!r}, config {v!r}" for k, v in wanted.items() if self.key.get(k) != v]
+        if wrong:
+            raise LawmError(f"{self.uri}: a cache of something else ({'; '.join(wrong)}); run `lawm encode` for this config")
+
+    def _states(self, part: str) -> np.ndarray:
+        if part not in self._parts:
+            uri = join(self.uri, part)
+            try:
+                if uri.startswith("s3://"):
+                    table = pa.ipc.open_file(pa.py_buffer(read_bytes(uri))).read_all()
+                else:
+                    table = pa.ipc.open_file(pa.memory_map(uri)).read_all()
+            except (OSError, pa.ArrowInvalid) as error:
+                raise LawmError(f"{uri}: missing or damaged part of the state cache ({error}); run `lawm encode` again") from error
+            column = table.column("state").combine_chunks()
+            flat = column.values.to_numpy(zero_copy_only=True)
+            self._parts[part] = flat.reshape(-1, self.tokens, self.width)
+        return self._parts[part]
+
+    def window(self, key: str, first: int, frames: int) -> np.ndarray:
+        """Raw states float16 [frames, N, D] of a video from frame number `first` of the 1/fps grid."""
+        found: list[np.ndarray] = []
+        for part, row, piece in sorted(self.places.get(key, []), key=lambda place: place[2].first):
+            low, high = max(first, piece.first), min(first + frames, piece.first + piece.frames)
+            if low < high:
+                start = row + low - piece.first
+                found.append(self._states(part)[start : start + high - low])
+        if sum(map(len, found)) != frames:
+            raise IndexError(f"{key}: frames {first} to {first + frames - 1} are not all in {self.uri}")
+        return found[0] if len(found) == 1 else np.concatenate(found)

@@ -1,0 +1,494 @@
+"""The one place that knows what a URI is: a local path, or `s3://bucket/key`.
+
+S3 goes through boto3's own chain (environment, profiles, roles); the endpoint of another S3 service is
+AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL. Whatever the user can put right is raised as `StorageError`,
+one line that names the URI; a file that is not there as `NotFoundError`.
+"""
+
+import errno
+import functools
+import io
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
+
+from lawm.config import LawmError
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+
+S3 = "s3://"
+_READ_AHEAD = 1 << 20
+"""Bytes fetched by one ranged request of a buffered S3 file."""
+_ONE_PUT = 64 << 20
+"""Larger objects are uploaded in parts (still all or nothing)."""
+
+
+class StorageError(LawmError):
+    """A place that cannot be read or written, and why."""
+
+
+class NotFoundError(StorageError):
+    """No such file, folder, object or bucket."""
+
+
+# ---------------------------------------------------------------- names
+def is_s3(uri: str) -> bool:
+    return uri.startswith(S3)
+
+
+def absolute(uri: str) -> str:
+    """`uri` with a local path made absolute (links are kept as they are); raises StorageError for other schemes."""
+    return uri if is_s3(uri) else os.path.abspath(_local(uri))
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with `parts` appended, separated by single slashes."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts if part.strip("/"))])
+
+
+def _local(uri: str) -> str:
+    if uri.startswith("file://"):
+        return uri.removeprefix("file://")
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme.isalnum():
+        raise StorageError(f"{uri}: scheme {scheme!r} is not supported. Use a local path or s3://bucket/key")
+    if not uri:
+        raise StorageError("an empty path was given. Use a local path or s3://bucket/key")
+    return os.path.expanduser(uri)
+
+
+def _bucket_key(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix(S3).partition("/")
+    if not bucket:
+        raise StorageError(f"{uri}: no bucket is named. Expected s3://bucket/key")
+    return bucket, key
+
+
+# ---------------------------------------------------------------- errors
+@contextmanager
+def _local_errors(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"{uri}: no such file or folder") from None
+    except IsADirectoryError:
+        raise StorageError(f"{uri}: is a folder, a file was expected") from None
+    except PermissionError:
+        raise StorageError(f"{uri}: permission denied. Change its mode, or run as a user who may") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(f"{uri}: the disk is full. Free some space, or write elsewhere") from None
+        if error.errno in (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EIO, errno.ESTALE):
+            raise StorageError(f"{uri}: {(error.strerror or str(error)).lower()}") from None
+        raise
+
+
+_REFUSED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden", "403"}
+_BAD_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "401"}
+
+
+def _no_bucket(uri: str) -> NotFoundError:
+    return NotFoundError(f"{uri}: there is no bucket {_bucket_key(uri)[0]!r}{_at()}. Create it, or correct the name")
+
+
+@contextmanager
+def _s3_errors(uri: str) -> Iterator[None]:
+    from boto3.exceptions import Boto3Error
+    from botocore import exceptions as boto
+
+    bucket, _ = _bucket_key(uri)
+    try:
+        yield
+    except boto.ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        said = str(error.response.get("Error", {}).get("Message", ""))
+        if code == "NoSuchBucket":
+            raise _no_bucket(uri) from None
+        if code in ("NoSuchKey", "404", "NotFound"):
+            raise NotFoundError(f"{uri}: no such object{_at()}") from None
+        if code in _REFUSED:
+            hint = f"These credentials may not do this to bucket {bucket!r}"
+            raise StorageError(f"{uri}: access denied{_at()}. {hint}") from None
+        if code in _BAD_KEYS:
+            hint = "Renew AWS_ACCESS_KEY_ID and its secret"
+            raise StorageError(f"{uri}: the credentials were refused{_at()} ({code}). {hint}") from None
+        raise StorageError(f"{uri}: S3 answered {code or 'an error'}{_at()}: {said}") from None
+    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound):
+        raise StorageError(
+            f"{uri}: no S3 credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        ) from None
+    except boto.ParamValidationError as error:
+        raise StorageError(f"{uri}: not a valid S3 name: {' '.join(str(error).split())}") from None
+    except (boto.BotoCoreError, Boto3Error) as error:
+        raise StorageError(f"{uri}: cannot reach S3{_at()}: {' '.join(str(error).split())}") from None
+
+
+def endpoint() -> str | None:
+    """The S3 endpoint that the environment sets, or None for AWS itself."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def _at() -> str:
+    return f" at {endpoint()}" if endpoint() else ""
+
+
+# ---------------------------------------------------------------- S3
+def _client() -> Any:
+    return _client_for(os.getpid(), endpoint(), os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_PROFILE"))
+
+
+_client_lock = threading.Lock()
+
+
+def _client_for(pid: int, url: str | None, *identity: str | None) -> Any:
+    # boto3's default session is not thread-safe while it makes a client; the client itself is.
+    with _client_lock:
+        return _cached_client(pid, url, *identity)
+
+
+@functools.lru_cache(maxsize=8)
+def _cached_client(pid: int, url: str | None, *identity: str | None) -> Any:
+    """One client per process (a fork must not share sockets) and per way of signing in."""
+    import boto3
+    from botocore.config import Config
+
+    session = boto3.session.Session()
+    return session.client(
+        "s3",
+        endpoint_url=url,
+        region_name=session.region_name or "us-east-1",
+        config=Config(
+            connect_timeout=10,
+            read_timeout=60,
+            retries={"max_attempts": 4, "mode": "standard"},
+            max_pool_connections=32,
+            # Other S3 services seldom have a host name per bucket, nor the newer checksums.
+            s3={"addressing_style": "path" if url else "auto"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+def _head(uri: str) -> int:
+    """Size of an object. A HEAD has no body that tells a missing key from a missing bucket: ask for both."""
+    bucket, key = _bucket_key(uri)
+    try:
+        with _s3_errors(uri):
+            return int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
+    except NotFoundError:
+        _require_bucket(uri)
+        raise
+
+
+def _require_bucket(uri: str) -> None:
+    bucket, _ = _bucket_key(uri)
+    try:
+        with _s3_errors(uri):
+            _client().head_bucket(Bucket=bucket)
+    except NotFoundError:
+        raise _no_bucket(uri) from None
+
+
+def _get(uri: str, offset: int, size: int | None) -> bytes:
+    """Bytes [offset, offset + size) of an object; shorter at its end, empty beyond it."""
+    if size == 0:
+        return b""
+    bucket, key = _bucket_key(uri)
+    whole = offset == 0 and size is None
+    span = {} if whole else {"Range": f"bytes={offset}-{'' if size is None else offset + size - 1}"}
+    with _s3_errors(uri):
+        from botocore.exceptions import ClientError
+
+        try:
+            answer = _client().get_object(Bucket=bucket, Key=key, **span)
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
+                return b""
+            raise
+        data = bytes(answer["Body"].read())
+    # Some services answer a range with status 200; some of those send the whole object.
+    if not whole and "ContentRange" not in answer and (size is None or len(data) > size):
+        data = data[offset:] if size is None else data[offset : offset + size]
+    return data
+
+
+class _S3File(io.RawIOBase):
+    """A seekable, read-only view of bytes [offset, offset + size) of an object."""
+
+    def __init__(self, uri: str, offset: int, size: int) -> None:
+        self.name = uri
+        self._uri, self._offset, self._size, self._at = uri, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, (0, self._at, self._size)[whence] + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        want = min(len(buffer), self._size - self._at)
+        if want <= 0:
+            return 0
+        data = _get(self._uri, self._offset + self._at, want)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+class _LocalSlice(io.RawIOBase):
+    """A seekable, read-only view of bytes [offset, offset + size) of a file."""
+
+    def __init__(self, path: str, offset: int, size: int) -> None:
+        self.name = path
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._offset, self._size, self._at = offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, (0, self._at, self._size)[whence] + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        want = min(len(buffer), self._size - self._at)
+        if want <= 0:
+            return 0
+        count = os.preadv(self._file.fileno(), [memoryview(buffer)[:want]], self._offset + self._at)
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+# ---------------------------------------------------------------- reading
+def read_bytes(uri: str, offset: int = 0, size: int | None = None) -> bytes:
+    """Bytes [offset, offset + size) (to the end, if size is None); fewer where the file ends.
+
+    Raises NotFoundError, StorageError.
+    """
+    if is_s3(uri):
+        return _get(uri, offset, size)
+    with _local_errors(uri), open(_local(uri), "rb") as file:
+        file.seek(offset)
+        return file.read() if size is None else file.read(size)
+
+
+def open_file(uri: str, offset: int = 0, size: int | None = None) -> BinaryIO:
+    """A seekable binary file over bytes [offset, offset + size) of `uri`; S3 is read in buffered ranges.
+
+    Raises NotFoundError, StorageError.
+    """
+    if is_s3(uri):
+        length = max(0, _head(uri) - offset)
+        raw: io.RawIOBase = _S3File(uri, offset, length if size is None else min(size, length))
+        return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
+    path = _local(uri)
+    with _local_errors(uri):
+        if offset == 0 and size is None:
+            return open(path, "rb")
+        length = max(0, os.stat(path).st_size - offset)
+        raw = _LocalSlice(path, offset, length if size is None else min(size, length))
+        return cast(BinaryIO, io.BufferedReader(raw, 1 << 16))
+
+
+def size_of(uri: str) -> int:
+    """Size of a file in bytes. Raises NotFoundError, StorageError."""
+    if is_s3(uri):
+        return _head(uri)
+    with _local_errors(uri):
+        if os.path.isdir(_local(uri)):
+            raise IsADirectoryError
+        return os.stat(_local(uri)).st_size
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file, an object, a folder, or an object below the prefix `uri`."""
+    if not is_s3(uri):
+        with _local_errors(uri):
+            return os.path.exists(_local(uri))
+    bucket, key = _bucket_key(uri)
+    try:
+        with _s3_errors(uri):
+            if key and not key.endswith("/"):
+                with suppress(NotFoundError), _s3_errors(uri):
+                    _client().head_object(Bucket=bucket, Key=key)
+                    return True
+                key += "/"
+            return bool(_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount", 0))
+    except NotFoundError:
+        return False
+
+
+def list_files(uri: str, suffixes: Sequence[str] | None = None) -> Iterator[tuple[str, int]]:
+    """Every (uri, size) below a folder or prefix, in a fixed order; a file lists itself, whatever its suffix.
+
+    `suffixes` (lower case, with the dot) filters without regard to case. A local folder is walked through
+    links, each real folder once; names that begin with a dot are left out. `s3://bucket/part*` lists every
+    object whose key starts with `part`. Raises NotFoundError for a source that does not exist.
+    """
+    wanted = None if suffixes is None else tuple(suffix.lower() for suffix in suffixes)
+    found = _list_s3(uri) if is_s3(uri) else _list_local(_local(uri))
+    for name, size in found:
+        if wanted is None or name == uri or name.lower().endswith(wanted):
+            yield name, size
+
+
+def _list_local(root: str) -> Iterator[tuple[str, int]]:
+    with _local_errors(root):
+        status = os.stat(root)
+    if not os.path.isdir(root):
+        yield root, status.st_size
+        return
+    seen: set[str] = set()
+
+    def walk(folder: str) -> Iterator[tuple[str, int]]:
+        real = os.path.realpath(folder)
+        if real in seen:
+            return
+        seen.add(real)
+        with _local_errors(folder), os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            if entry.name.startswith("."):
+                continue
+            with suppress(OSError):  # a dangling link, or a file that went away meanwhile
+                if entry.is_dir():
+                    yield from walk(entry.path)
+                elif entry.is_file():
+                    yield entry.path, entry.stat().st_size
+
+    yield from walk(root)
+
+
+def _list_s3(uri: str) -> Iterator[tuple[str, int]]:
+    bucket, key = _bucket_key(uri)
+    if key and not key.endswith(("/", "*")):
+        with suppress(NotFoundError), _s3_errors(uri):
+            yield uri, int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
+            return
+        key += "/"
+    any_found = False
+    with _s3_errors(uri):
+        for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.removesuffix("*")):
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):  # folder markers
+                    any_found = True
+                    yield f"{S3}{bucket}/{item['Key']}", int(item["Size"])
+    if not any_found:
+        raise NotFoundError(f"{uri}: there is nothing under this prefix{_at()}")
+
+
+# ---------------------------------------------------------------- writing
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes a file whole or not at all, folders made as needed. Raises StorageError."""
+    with atomic_file(uri) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(uri: str) -> Iterator[IO[bytes]]:
+    """A local binary file to write; it takes the place of `uri` when the block ends well, and vanishes when not.
+
+    Raises StorageError (full disk, permission, S3).
+    """
+    if is_s3(uri):
+        with _local_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
+            yield file
+            _upload(uri, file)
+        return
+    path = Path(_local(uri))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    with _local_errors(uri):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _upload(uri: str, file: IO[bytes]) -> None:
+    bucket, key = _bucket_key(uri)
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    with _s3_errors(uri):
+        if size <= _ONE_PUT:
+            _client().put_object(Bucket=bucket, Key=key, Body=file.read())
+        else:
+            _client().upload_fileobj(file, bucket, key)
+
+
+def delete(uri: str) -> None:
+    """Removes a file, or a folder or prefix with all that is below it; what is not there is fine."""
+    if is_s3(uri):
+        bucket, key = _bucket_key(uri)
+        if not key.strip("/"):
+            raise StorageError(f"{uri}: refused to delete a whole bucket")
+        names = [key] if not key.endswith("/") else []
+        with suppress(NotFoundError):
+            names += [_bucket_key(name)[1] for name, _ in _list_s3(uri.rstrip("/") + "/")]
+        with _s3_errors(uri):
+            for name in names:
+                _client().delete_object(Bucket=bucket, Key=name)
+        return
+    path = os.path.abspath(_local(uri))
+    if path == os.path.dirname(path):
+        raise StorageError(f"{uri}: refused to delete the root folder")
+    with _local_errors(uri):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            Path(path).unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- Arrow
+def arrow_filesystem(uri: str) -> "tuple[pyarrow.fs.FileSystem, str]":
+    """(filesystem, path in it) for pyarrow, with the endpoint and the credentials that boto3 would use."""
+    from pyarrow import fs
+
+    if not is_s3(uri):
+        return fs.LocalFileSystem(), absolute(uri)
+    import boto3
+
+    with _s3_errors(uri):
+        session = boto3.session.Session()
+        found = session.get_credentials()
+        if found is None:
+            from botocore.exceptions import NoCredentialsError
+
+            raise NoCredentialsError
+        frozen = found.get_frozen_credentials()
+    options: dict[str, Any] = {"region": session.region_name or "us-east-1"}
+    if url := endpoint():
+        scheme, _, host = url.partition("://")
+        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
+    system = fs.S3FileSystem(
+        access_key=frozen.access_key, secret_key=frozen.secret_key, session_token=frozen.token, **options
+    )
+    return system, "/".join(_bucket_key(uri)).rstrip("/")
