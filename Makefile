@@ -42,6 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	fi; \
 	echo "Installing (torch and Ray are large: some minutes the first time)"; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,test]'; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gym-pusht; \
 	touch $(STAMP)
 
 clean:

@@ -58,14 +58,14 @@ def progress_bar(console: Console | None = None) -> Progress:
 def counted(title: str) -> Iterator[Callable[..., None]]:
     """Yields show(done, total, note="") for a progress line; off a terminal, prints a line now and then."""
     bar = progress_bar()
-    said = [0.0]
+    said = [0.0, -1.0]
     with bar:
         task = bar.add_task(title, total=None, note="")
 
         def show(done: int, total: int, note: str = "") -> None:
             bar.update(task, completed=done, total=total, note=note)
-            if bar.disable and (time.monotonic() - said[0] > 15 or done == total):
-                said[0] = time.monotonic()
+            if bar.disable and done != said[1] and (time.monotonic() - said[0] > 15 or done == total):
+                said[:] = time.monotonic(), done
                 print(f"{title}: {done} of {total} {note}".rstrip(), flush=True)
 
         yield show

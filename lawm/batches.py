@@ -23,6 +23,9 @@ from lawm.state_cache import StateCache
 
 Split = Literal["train", "val", "all"]
 
+LEAST_BAD = 20
+"""Refused clips before their share of all clips can stop a run."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -63,7 +66,7 @@ class Quarantine:
         self.bad += 1
         if self.on_bad is not None:
             self.on_bad(found)
-        if self.bad >= 20 and self.bad / (self.good + self.bad) > self.limit:
+        if self.bad >= LEAST_BAD and self.bad / (self.good + self.bad) > self.limit:
             raise LawmError(
                 f"{self.bad} of {self.good + self.bad} clips were refused, more than data.max_bad_fraction = "
                 f"{self.limit:g} allows; the last: {found.message}"
@@ -143,7 +146,7 @@ class ClipReader:
             return BadClip(position, ref.key, ref.source, float(rows.start_s[0]), error.reason, str(error))
 
 
-def collate(samples: list[Sample]) -> ClipBatch:
+def collate(samples: list[Sample], refused: tuple[int, ...] = ()) -> ClipBatch:
     """Samples of one kind as a batch; actions only if every clip has them."""
     frames = states = actions = None
     if samples[0].frames is not None:
@@ -153,7 +156,7 @@ def collate(samples: list[Sample]) -> ClipBatch:
     if all(s.actions is not None for s in samples):
         actions = torch.from_numpy(np.stack([s.actions for s in samples if s.actions is not None])).float()
     positions = torch.tensor([s.position for s in samples], dtype=torch.int64)
-    return ClipBatch(frames, states, actions, positions)
+    return ClipBatch(frames, states, actions, positions, refused)
 
 
 def plan_positions(cursor: Cursor, rank: int = 0, world: int = 1) -> Iterator[int]:
@@ -186,14 +189,17 @@ def local_batches(
     with ThreadPoolExecutor(threads) as pool:
         pending = [pool.submit(reader.try_sample, next(positions)) for _ in range(2 * threads)]
         good: list[Sample] = []
+        refused: list[int] = []
         while True:
             found = pending.pop(0).result()
             pending.append(pool.submit(reader.try_sample, next(positions)))
             if quarantine.passed(found):
                 good.append(found)  # type: ignore[arg-type]
+            else:
+                refused.append(found.position)
             if len(good) == batch:
-                yield collate(good)
-                good = []
+                yield collate(good, tuple(refused))
+                good, refused = [], []
 
 
 def first_clips(reader: ClipReader, count: int) -> list[Sample]:

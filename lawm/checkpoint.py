@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from lawm.sampling import Cursor
 from lawm.storage import delete, exists, is_s3, join, list_files, read_bytes, write_bytes
 
 FORMAT = 1
+NAMES = {
+    "format", "kind", "step", "cursor", "encoder_fingerprint", "fingerprint", "parent", "extra", "metrics", "config"
+}  # fmt: skip
+"""What checkpoint.json holds; `lawm`, the version that wrote it, is for people."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,13 @@ def load_checkpoint(uri: str, optimizer: bool = False) -> Checkpoint:
         about = json.loads(read_bytes(join(folder, "checkpoint.json")))
         weights = load_tensors(read_bytes(join(folder, "model.safetensors")))
         moments = load_tensors(read_bytes(join(folder, "optimizer.safetensors"))) if optimizer else None
+        missing = sorted(NAMES - set(about)) if isinstance(about, dict) else sorted(NAMES)
+        if missing:
+            raise ValueError(f"checkpoint.json lacks {', '.join(missing)}")
     except (ValueError, SafetensorError) as error:
         raise LawmError(f"{folder}: damaged checkpoint ({str(error).splitlines()[0]})") from error
-    if about.get("format") != FORMAT:
-        raise LawmError(f"{folder}: checkpoint format {about.get('format')}, this lawm reads {FORMAT}")
+    if about["format"] != FORMAT:
+        raise LawmError(f"{folder}: checkpoint format {about['format']}, this lawm reads {FORMAT}")
     checkpoint = Checkpoint(
         kind=about["kind"],
         config=parse_config(about["config"], f"{folder}/checkpoint.json"),
@@ -113,7 +121,8 @@ def checkpoint_folders(run: str) -> list[str]:
     """Finished checkpoints of a run folder, oldest first."""
     tail = "/checkpoint.json"
     found = [uri[: -len(tail)] for uri, _ in list_files(run, (".json",)) if uri.endswith(tail)] if exists(run) else []
-    return sorted((u for u in found if step_of(u) is not None and "/" not in u[len(run.rstrip("/")) + 1 :]), key=step_of)  # type: ignore[arg-type,return-value]
+    own = [u for u in found if step_of(u) is not None and "/" not in u[len(run.rstrip("/")) + 1 :]]
+    return sorted(own, key=lambda u: step_of(u) or 0)
 
 
 def step_of(uri: str) -> int | None:
@@ -135,9 +144,9 @@ def prune_checkpoints(run: str, keep: int) -> None:
     folders = checkpoint_folders(run)
     older = folders[:-1]
 
-    def score(folder: str) -> float:
-        metrics = json.loads(read_bytes(join(folder, "checkpoint.json")))["metrics"]
-        return metrics.get("val_prediction", float("inf"))
+    def score(folder: str) -> tuple[float, int]:
+        error = json.loads(read_bytes(join(folder, "checkpoint.json")))["metrics"].get("val_prediction", math.inf)
+        return (error if math.isfinite(error) else math.inf, -(step_of(folder) or 0))  # of equals, the newer
 
     for folder in sorted(older, key=score)[keep - 1 :]:
         for name in ("checkpoint.json", "model.safetensors", "optimizer.safetensors"):  # no longer a checkpoint first

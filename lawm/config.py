@@ -115,6 +115,7 @@ class TransformerIDM(Frozen):
     width: int = Field(512, ge=8)
     depth: int = Field(4, ge=1)
     heads: int = Field(8, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
     join: Literal["channels", "tokens"] = "tokens"
     """`tokens`: 2N tokens a transition. `channels`: the two states joined per cell, N tokens."""
 

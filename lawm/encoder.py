@@ -153,12 +153,14 @@ def load_weights(model: nn.Module, weights: str) -> None:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found = load_file(path)
+            found: Any = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
         raise LawmError(f"encoder.weights: {path} is not a readable weights file ({type(error).__name__})") from error
     found = found.get("state_dict", found.get("model", found)) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise LawmError(f"encoder.weights: {path} holds no weights (expected names and tensors)")
     wanted = model.state_dict()
     if by_order:  # the package's own names, in timm's order
         names = [k for k in wanted if not k.endswith("num_batches_tracked")]

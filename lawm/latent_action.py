@@ -48,7 +48,7 @@ class TransformerInverseDynamics(nn.Module):
         inputs = 2 * state_width if config.join == "channels" else state_width
         self.embed = nn.Linear(inputs, config.width)
         self.query = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.head = nn.Linear(config.width, code_width)
 
@@ -214,7 +214,10 @@ class UnconstrainedBottleneck(nn.Module):
         return LatentActions(codes_BTK, codes_BTK.new_zeros(()), metrics)
 
 
-def build_bottleneck(config: BottleneckConfig, latent: int) -> nn.Module:
+Bottleneck = SparseBottleneck | NoisyBottleneck | DiscreteBottleneck | UnconstrainedBottleneck
+
+
+def build_bottleneck(config: BottleneckConfig, latent: int) -> Bottleneck:
     """The bottleneck of that config; it names the `code_width` that it wants from the IDM."""
     match config:
         case Sparse():
@@ -240,11 +243,13 @@ def build_inverse_dynamics(config: IDMConfig, state_width: int, code_width: int)
 class LatentActionModel(nn.Module):
     """Inverse dynamics and bottleneck in one; `deterministic` has neither, `true_actions` reads labels."""
 
+    action_std: Tensor
+
     def __init__(self, config: ModelConfig, state_width: int) -> None:
         super().__init__()
         self.kind = config.bottleneck.kind
         self.idm: nn.Module | None = None
-        self.bottleneck: nn.Module | None = None
+        self.bottleneck: Bottleneck | None = None
         self.embed: nn.Module | None = None
         match config.bottleneck:
             case Deterministic():
@@ -254,7 +259,7 @@ class LatentActionModel(nn.Module):
                 self.embed = nn.Linear(width, config.latent_dim)
             case other:
                 self.bottleneck = build_bottleneck(other, config.latent_dim)
-                self.idm = build_inverse_dynamics(config.idm, state_width, int(self.bottleneck.code_width))  # type: ignore[arg-type]
+                self.idm = build_inverse_dynamics(config.idm, state_width, self.bottleneck.code_width)
 
     def forward(self, states_BTND: Tensor, actions_BTA: Tensor | None = None) -> LatentActions:
         """states [B, T, N, D] (and, for `true_actions`, actions [B, T-1, A]) -> LatentActions."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lawm.config import ConfigError
+
 
 def grid_positions(steps: int, tokens: int, start: int = 0, device: torch.device | None = None) -> Tensor:
     """(time, row, column) of every token of `steps` states from time `start`: float [steps * tokens, 3].
@@ -68,8 +70,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        if width % heads or (width // heads) % 2:
+            raise ConfigError(f"width = {width} with heads = {heads}: each head needs an even share of the width; set one to fit")
         self.heads = heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)

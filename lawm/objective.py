@@ -28,13 +28,20 @@ class ClipBatch:
     actions_BTA: Tensor | None
     positions_B: Tensor
     """Positions in the sampling plan, int64."""
+    refused: tuple[int, ...] = ()
+    """Positions of clips that were refused while this batch was gathered: consumed as well."""
 
     def __len__(self) -> int:
         return len(self.positions_B)
 
     def to(self, device: torch.device) -> "ClipBatch":
-        move = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return ClipBatch(**(move | {"positions_B": self.positions_B}))
+        """The batch with its tensors on `device`; positions stay where they are."""
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        frames, states, actions = moved(self.frames_BFCHW), moved(self.states_BTND), moved(self.actions_BTA)
+        return ClipBatch(frames, states, actions, self.positions_B, self.refused)
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ class LatentActionObjective(Objective):
         self.latent_action = LatentActionModel(model, width)
         latent = None if self.latent_action.kind == "deterministic" else model.latent_dim
         self.world_model = WorldModel(model.world_model, width, latent)
+        self.latent_dim = model.latent_dim
         self.action_dropout = model.action_dropout
         self.duplicate = config.data.clip.duplicate
 

@@ -115,8 +115,8 @@ def plan(
         if float(costs[order[0]]) < best_cost:
             best, best_cost = candidates[order[0]], float(costs[order[0]])
     chosen = best if config.select == "best" else mean
-    actions = (chosen * scale + centre).cpu().numpy()
-    return Plan(actions, best_cost, time.perf_counter() - began)
+    found = (chosen * scale + centre).cpu().numpy()
+    return Plan(found, best_cost, time.perf_counter() - began)
 
 
 def cumulative_error(planned_HA: np.ndarray, true_HA: np.ndarray) -> float:

@@ -77,6 +77,8 @@ def _local_errors(uri: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"{uri}: no such file or folder") from None
+    except FileExistsError as error:
+        raise StorageError(f"{uri}: {error.filename or 'a file'} is in the way of a folder of that name") from None
     except IsADirectoryError:
         raise StorageError(f"{uri}: is a folder, a file was expected") from None
     except PermissionError:
@@ -219,12 +221,16 @@ def _get(uri: str, offset: int, size: int | None) -> bytes:
     return data
 
 
-class _S3File(io.RawIOBase):
-    """A seekable, read-only view of bytes [offset, offset + size) of an object."""
+class _Window(io.RawIOBase):
+    """A seekable, read-only view of bytes [offset, offset + size) of something."""
 
-    def __init__(self, uri: str, offset: int, size: int) -> None:
-        self.name = uri
-        self._uri, self._offset, self._size, self._at = uri, offset, size, 0
+    def __init__(self, name: str, offset: int, size: int) -> None:
+        self.name = name
+        self._offset, self._size, self._at = offset, size, 0
+
+    def _fill(self, buffer: memoryview, offset: int) -> int:
+        """Reads from `offset` of the whole into `buffer`; returns how many bytes."""
+        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
@@ -241,42 +247,25 @@ class _S3File(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         want = min(len(buffer), self._size - self._at)
-        if want <= 0:
-            return 0
-        data = _get(self._uri, self._offset + self._at, want)
+        count = self._fill(memoryview(buffer)[:want], self._offset + self._at) if want > 0 else 0
+        self._at += count
+        return count
+
+
+class _S3Window(_Window):
+    def _fill(self, buffer: memoryview, offset: int) -> int:
+        data = _get(self.name, offset, len(buffer))
         buffer[: len(data)] = data
-        self._at += len(data)
         return len(data)
 
 
-class _LocalSlice(io.RawIOBase):
-    """A seekable, read-only view of bytes [offset, offset + size) of a file."""
-
+class _LocalWindow(_Window):
     def __init__(self, path: str, offset: int, size: int) -> None:
-        self.name = path
+        super().__init__(path, offset, size)
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
-        self._offset, self._size, self._at = offset, size, 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, (0, self._at, self._size)[whence] + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        want = min(len(buffer), self._size - self._at)
-        if want <= 0:
-            return 0
-        count = os.preadv(self._file.fileno(), [memoryview(buffer)[:want]], self._offset + self._at)
-        self._at += count
-        return count
+    def _fill(self, buffer: memoryview, offset: int) -> int:
+        return os.preadv(self._file.fileno(), [buffer], offset)
 
     def close(self) -> None:
         self._file.close()
@@ -303,14 +292,14 @@ def open_file(uri: str, offset: int = 0, size: int | None = None) -> BinaryIO:
     """
     if is_s3(uri):
         length = max(0, _head(uri) - offset)
-        raw: io.RawIOBase = _S3File(uri, offset, length if size is None else min(size, length))
+        raw: io.RawIOBase = _S3Window(uri, offset, length if size is None else min(size, length))
         return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
     path = _local(uri)
     with _local_errors(uri):
         if offset == 0 and size is None:
             return open(path, "rb")
         length = max(0, os.stat(path).st_size - offset)
-        raw = _LocalSlice(path, offset, length if size is None else min(size, length))
+        raw = _LocalWindow(path, offset, length if size is None else min(size, length))
         return cast(BinaryIO, io.BufferedReader(raw, 1 << 16))
 
 

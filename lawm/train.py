@@ -108,7 +108,7 @@ def train(
     module: nn.Module = objective
     if world > 1:
         module = nn.parallel.DistributedDataParallel(objective, device_ids=[device] if device.type == "cuda" else None)
-    fingerprint = _encoder_fingerprint(objective)
+    fingerprint = _model_of(objective).encoder.fingerprint()
     consumed: list[int] = []
     bad_steps, waited, window = 0, 0.0, _Window()
     stream = batches(cursor)
@@ -118,7 +118,7 @@ def train(
         batch = next(stream)
         waited += time.perf_counter() - began
         torch.manual_seed(loop.seed * 1_000_003 + step * world + rank)
-        consumed += batch.positions_B.tolist()
+        consumed += [*batch.positions_B.tolist(), *batch.refused]
         with autocast(device, loop.precision):
             terms: LossTerms = module(batch.to(device))
         optimizer.zero_grad()
@@ -156,8 +156,8 @@ def train(
                         config=config,
                         step=done,
                         cursor=cursor,
-                        weights={k: v.detach().cpu() for k, v in objective.kept().items()},
-                        optimizer={k: v.cpu() for k, v in optimizer.named_tensors().items()},
+                        weights={k: v.detach().to("cpu", copy=True) for k, v in objective.kept().items()},
+                        optimizer={k: v.to("cpu", copy=True) for k, v in optimizer.named_tensors().items()},
                         encoder_fingerprint=fingerprint,
                         parent=parent,
                         extra=extra or {},
@@ -180,9 +180,11 @@ def validate(objective: Objective, batches: list[ClipBatch], device: torch.devic
     return {"val_prediction": total / clips}
 
 
-def _encoder_fingerprint(objective: Objective) -> str:
-    model = objective if isinstance(objective, LatentActionObjective) else getattr(objective, "model", None)
-    return model.encoder.fingerprint() if isinstance(model, LatentActionObjective) else ""
+def _model_of(objective: Objective) -> LatentActionObjective:
+    """The latent action model: the objective itself, or what a controller or decoder stands on."""
+    model = objective if isinstance(objective, LatentActionObjective) else objective.model
+    assert isinstance(model, LatentActionObjective)
+    return model
 
 
 def _finite_everywhere(loss: torch.Tensor) -> bool:
@@ -239,9 +241,8 @@ class RunWriter:
         self.texts: dict[str, list[str]] = {"metrics.jsonl": [], "quarantine.jsonl": []}
         for name in self.texts:
             if step and exists(join(run, name)):
-                self.texts[name] = [
-                    line for line in read_bytes(join(run, name)).decode().splitlines() if json.loads(line)["step"] <= step
-                ]
+                lines = read_bytes(join(run, name)).decode().splitlines()
+                self.texts[name] = [line for line in lines if _step_of_line(line) <= step]
         write_bytes(join(run, "config.json"), json.dumps(config.model_dump(), indent=1).encode())
         self.board: Any = None
         if not is_s3(run):
@@ -275,6 +276,14 @@ class RunWriter:
             write_bytes(join(self.run, name), "".join(line + "\n" for line in lines).encode())
         if self.board is not None:
             self.board.flush()
+
+
+def _step_of_line(line: str) -> float:
+    """The step of a JSON line; infinite for the torn last line of a run that was killed while it wrote."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf
 
 
 def local_report(writer: RunWriter, keep: int, progress: Callable[[int, dict[str, float]], None] | None = None) -> Report:
@@ -332,9 +341,8 @@ def prepare(config: Config, kind: str, run: str, parent: str | None = None) -> S
     _, loop = settings(config, kind)
     torch.manual_seed(loop.seed)
     objective, on = build_objective(config, kind, parent, extra.get("action_dim"))
-    model = objective if isinstance(objective, LatentActionObjective) else objective.model  # type: ignore[attr-defined]
     if reader.cache is not None:
-        reader.cache.check(config, model.encoder)
+        reader.cache.check(config, _model_of(objective).encoder)
     newest = newest_checkpoint(run)
     resume = load_checkpoint(newest, optimizer=True) if newest else None
     if resume is None:

@@ -11,6 +11,7 @@ plain way; where that does not give the wanted pictures whole, it is refused.
 from __future__ import annotations  # Packet takes its parameter in annotations only
 
 import contextlib
+import itertools
 import math
 import random
 import time
@@ -116,11 +117,12 @@ class _Video:
         try:
             for packet in self.container.demux(self.stream):
                 self.check_time()
-                if packet.size and not packet.is_corrupt:  # not the flush packet, nor one cut short by the file's end
+                # Left out: the flush packet, one that the file's end cuts short, a hole that a download has left.
+                if packet.size and not packet.is_corrupt and any(memoryview(packet)[:16]):
                     yield packet
         except (av.error.ExitError, TimeoutError):
             raise self.error("timeout", f"not read after {self.limits.timeout_s:g} s") from None
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, IndexError):  # IndexError: PyAV, at the end, if a stream has turned up meanwhile
             return
 
     def rewind(self, at: float | None) -> None:
@@ -172,12 +174,11 @@ def _open(ref: VideoRef, limits: VideoLimits, deadline: float) -> Iterator[_Vide
                 raise VideoError("truncated", where, f"{there} of {ref.size} bytes are there")
             if ref.size > limits.max_bytes:
                 raise VideoError("too_large", where, f"{ref.size} bytes, the limit is {limits.max_bytes}")
-            target: Any
             if storage.is_s3(ref.source):
                 file = stack.enter_context(storage.open_file(ref.source, ref.offset, ref.size))
                 head = file.read(12)
                 file.seek(0)
-                target = _TimedFile(file, deadline)
+                target: Any = _TimedFile(file, deadline)
             else:
                 head = storage.read_bytes(ref.source, ref.offset, 12)
                 target = _local_url(ref, there)
@@ -306,13 +307,11 @@ def _choose(video: _Video, times_N: np.ndarray, wanted_F: np.ndarray, fps: float
     chosen = packets.choose(times_N, wanted_F, half, video.near)
     off = np.abs(times_N[chosen] - wanted_F)
     if np.any(off >= half):
-        i = int(np.argmax(off >= half))
+        i = int(np.argmax(off))
         if wanted_F[i] > times_N[-1]:
             raise video.error("too_short", f"frame wanted at {wanted_F[i]:.3f} s, the last is at {times_N[-1]:.3f} s")
-        raise video.error(
-            "bad_timestamps",
-            f"at {wanted_F[i]:.3f} s the nearest frame is {off[i]:.3f} s away, {half:.3f} s are allowed at {fps:g} fps",
-        )
+        said = f"{half:.3f} s are allowed at {fps:g} fps"
+        raise video.error("bad_timestamps", f"at {wanted_F[i]:.3f} s the nearest frame is {off[i]:.3f} s away, {said}")
     return chosen
 
 
@@ -374,16 +373,16 @@ def _plain(
     near, half = video.near, 0.5 / spec.fps
     for back_s in (10.0, None):
         video.rewind(None if back_s is None else float(wanted_F[0]) - back_s)
-        damaged: list[float] = []
-        kept: list[tuple[float, float, T]] = []  # time, time of its key frame, picture
+        damages: list[tuple[float, int]] = []
+        kept: list[tuple[float, float, int, T]] = []  # time, time of its key frame, place in the output, picture
         key_at = -math.inf
-        for at, frame in _all_frames(video, damaged):
+        for place, (at, frame) in enumerate(_all_frames(video, damages)):
             key_at = at if _is_key(frame) else key_at
             # Only the frames before and after a wanted time can be chosen.
             if len(kept) >= 2 and not np.any((wanted_F + near >= kept[-2][0]) & (wanted_F <= at + near)):
                 kept.pop()
             if at > wanted_F[0] - half - near:
-                kept.append((at, key_at, cut(frame)))
+                kept.append((at, key_at, place, cut(frame)))
             if at > wanted_F[-1] + half:
                 break
         if kept and kept[0][0] <= wanted_F[0] + half:
@@ -391,36 +390,37 @@ def _plain(
     if not kept:
         raise video.error("corrupt", "no frame could be decoded")
     kept.sort(key=lambda k: k[0])
-    for i, n in enumerate(_choose(video, np.array([at for at, _, _ in kept]), wanted_F, spec.fps)):
-        at, key_at, picture = kept[n]
-        if any(d >= key_at for d in damaged):
+    try:
+        chosen = _choose(video, np.array([k[0] for k in kept]), wanted_F, spec.fps)
+    except VideoError as error:
+        raise video.error("corrupt", f"damaged; {error.detail}") if damages else error from None
+    for i, n in enumerate(chosen):
+        at, key_at, place, picture = kept[n]
+        # A frame may refer to another that is shown later, but not by more than the 16 that a decoder keeps.
+        if any(damage_at >= key_at and place >= damage_place - 17 for damage_at, damage_place in damages):
             raise video.error("corrupt", f"damaged between its key frame at {key_at:.3f} s and {at:.3f} s")
         yield i, at, picture
 
 
-def _all_frames(video: _Video, damaged: list[float]) -> Iterator[tuple[float, VideoFrame]]:
-    """Every frame from where the container stands; times at which it was damaged are appended to `damaged`."""
+def _all_frames(video: _Video, damages: list[tuple[float, int]]) -> Iterator[tuple[float, VideoFrame]]:
+    """(time, frame) from where the container stands; `damages` gets the time and the place of what was damaged."""
     context = video.stream.codec_context
     context.flush_buffers()
-
-    def decode(packet: Packet[VideoStream] | None) -> Iterator[tuple[float, VideoFrame]]:
+    place = 0
+    for packet in itertools.chain(video.packets(), [None]):
         try:
             frames = context.decode(packet)
         except (av.error.FFmpegError, ValueError):
-            stamp = packet.pts if packet is not None else None
-            damaged.append(math.inf if stamp is None else video.at(stamp))
-            return
+            stamp = None if packet is None else packet.pts
+            damages.append((math.inf if stamp is None else video.at(stamp), place))
+            continue
         for frame in frames:
             if frame.pts is None:
                 continue
-            at = video.at(frame.pts)
             if frame.is_corrupt:
-                damaged.append(at)
-            yield at, frame
-
-    for packet in video.packets():
-        yield from decode(packet)
-    yield from decode(None)
+                damages.append((video.at(frame.pts), place))
+            place += 1
+            yield video.at(frame.pts), frame
 
 
 class _Cutter:
@@ -445,7 +445,7 @@ class _Cutter:
         if self.spec.crop == "center":
             short = round(size * 292 / 256)
             wide, high = round(width * short / min(width, height)), round(height * short / min(width, height))
-            x, y = (wide - size) // 2, (high - size) // 2
+            x, y = round((wide - size) / 2), round((high - size) / 2)
         else:
             cut_w = min(width, math.sqrt(self.area * width * height * self.ratio))
             cut_h = min(height, math.sqrt(self.area * width * height / self.ratio))
@@ -480,18 +480,15 @@ def decode_clip(ref: VideoRef, start_s: float, spec: ClipSpec, limits: VideoLimi
     frame from which the clip fits. `seed` places a random crop. Raises VideoError; StorageError for S3 itself.
     """
     deadline = time.monotonic() + limits.timeout_s
-    try:
-        with _open(ref, limits, deadline) as video:
-            video.set_up_decoder(explode=True)
-            starts = _keyframe_starts(video, start_s) if spec.start == "keyframe" else [start_s]
-            for n, start in enumerate(starts):
-                try:
-                    return _clip(video, start, spec, seed, _fast)
-                except VideoError as error:
-                    if error.reason != "too_short" or n + 1 == len(starts):
-                        raise
-    except _Irregular:
-        pass
+    with contextlib.suppress(_Irregular), _open(ref, limits, deadline) as video:
+        video.set_up_decoder(explode=True)
+        starts = _keyframe_starts(video, start_s) if spec.start == "keyframe" else [start_s]
+        for n, start in enumerate(starts):
+            try:
+                return _clip(video, start, spec, seed, _fast)
+            except VideoError as error:
+                if error.reason != "too_short" or n + 1 == len(starts):
+                    raise
     with _open(ref, limits, deadline) as video:
         video.set_up_decoder(explode=False)
         return _clip(video, start_s, spec, seed, _plain)
@@ -574,8 +571,6 @@ def _times(video: _Video) -> tuple[np.ndarray, np.ndarray]:
         if packet.pts >= video.zero and not packet.is_discard:
             stamps.append(packet.pts)
             _check_length(video, video.at(packet.pts))
-    if not stamps or not keys:
-        raise video.error("bad_timestamps", "no frame has a time stamp" if not stamps else "no key frame")
     return video.at(np.sort(np.array(stamps))), video.at(np.sort(np.array(keys)))  # type: ignore[arg-type, return-value]
 
 

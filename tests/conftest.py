@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
+    from small_runs import SmallSet
+
     from lawm.cluster.session import Session
 
 MakeVideo = Callable[..., Path]
@@ -82,3 +84,11 @@ def make_video() -> MakeVideo:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory, make_video: MakeVideo) -> "SmallSet":
+    """Twelve real videos of 3 s, indexed, with labels at 4 Hz. Not to be written to."""
+    from small_runs import write_small_set
+
+    return write_small_set(tmp_path_factory.mktemp("small_set"), make_video)

@@ -28,7 +28,7 @@ def check_clip(clip: Clip, times: list[float], spec: ClipSpec = SPEC) -> None:
         assert number >= 0, f"frame {i} is unreadable"
         assert abs(times[number] - times[0] - second) < 1e-3, f"frame {i} shows {times[number]}, claims {second}"
         assert abs(second - wanted) < 0.5 / spec.fps
-        on_display = max((t - times[0] for t in times if t - times[0] <= wanted + 1e-3), default=0.0)
+        on_display = max((t - times[0] for t in times if t - times[0] <= wanted + 1e-4), default=0.0)
         if wanted - on_display < 0.5 / spec.fps - 1e-3:
             assert abs(second - on_display) < 1e-3, f"frame {i}: {second} instead of {on_display}"
 
@@ -40,6 +40,9 @@ def refused(ref: VideoRef, start_s: float = 0.0, limits: VideoLimits = LIMITS) -
     assert "\n" not in str(caught.value)
     return str(caught.value.reason)
 
+
+PLAIN = {"intra_refresh.mkv"}
+"""Files whose key frames are none: decoded frame by frame."""
 
 GOOD = {
     "short_gop.mp4": dict(gop=12),
@@ -72,7 +75,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_frames_and_times_are_right(name: str, tmp_path: Path) -> None:
+def test_frames_and_times_are_right(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = write_video(tmp_path / name, **GOOD[name])
     ref = ref_to(tmp_path / name)
     row = probe(ref, LIMITS)
@@ -83,8 +86,12 @@ def test_frames_and_times_are_right(name: str, tmp_path: Path) -> None:
     assert not row["variable_rate"]
     last = times[-1] - SPEC.seconds
     starts = [0.0, 0.25 * round(last * 2), last]
+    ways: set[str] = set()
+    real_clip = video._clip
+    monkeypatch.setattr(video, "_clip", lambda *a: ways.add(a[-1].__name__) or real_clip(*a))
     for start_s in starts:
         check_clip(decode_clip(ref, start_s, SPEC, LIMITS), times)
+    assert name in PLAIN or ways == {"_fast"}
     # The fast way and the plain way agree to the bit.
     with video._open(ref, LIMITS, time.monotonic() + 60) as opened:
         opened.set_up_decoder(explode=False)
@@ -108,11 +115,11 @@ def test_the_fast_way_is_taken_and_skips(tmp_path: Path, monkeypatch: pytest.Mon
     assert 0 < sum(decoded) < 0.75 * 30 * (4.0 + SPEC.seconds)
 
 
-@pytest.mark.parametrize("offset_s", [100.0, 1.4, -0.5])
-@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".mp4"])
+OFFSETS = [(100.0, ".mkv"), (1.4, ".mkv"), (100.0, ".ts"), (1.4, ".ts"), (100.0, ".mp4"), (1.4, ".mp4"), (-0.5, ".mp4")]
+
+
+@pytest.mark.parametrize(("offset_s", "suffix"), OFFSETS)
 def test_start_of_the_clock_does_not_matter(offset_s: float, suffix: str, tmp_path: Path) -> None:
-    if offset_s < 0 and suffix != ".mp4":
-        pytest.skip("this container has no negative times")
     path = tmp_path / f"v{suffix}"
     # An mp4 keeps an offset only without an edit list.
     edits = {"movflags": "frag_keyframe+empty_moov", "use_editlist": "0"} if suffix == ".mp4" else {}
@@ -193,7 +200,6 @@ def test_an_edit_list_cuts_the_beginning(tmp_path: Path) -> None:
     assert row["frames"] == len(shown)
     clip = decode_clip(ref_to(tmp_path / "cut.mp4"), 0.0, SPEC, LIMITS)
     first = 120 - len(shown)
-    check_clip(clip, [(n - first) / 30 for n in range(120)])if first == 0 else None
     assert [number_of(f) for f in clip.frames_FCHW] == [first + int(i * 7.5 + 1e-6) for i in range(8)]
 
 
@@ -261,8 +267,10 @@ def test_truncated(tmp_path: Path) -> None:
     last = row["duration_s"] - 1 / row["rate"] - SPEC.seconds
     check_clip(decode_clip(ref_to(path), last, SPEC, LIMITS), times)
     assert refused(ref_to(path), 3.0) == "too_short"
-    path.write_bytes(data[:6000])
-    assert probe(ref_to(path), LIMITS)["reason"].split(":")[0] in ("truncated", "too_short", "corrupt")
+    path.write_bytes(data[: data.index(b"mdat") + 10])  # all of the table, nothing of the frames
+    assert probe(ref_to(path), LIMITS)["reason"] == "truncated: no frame can be read"
+    path.write_bytes(data[: data.index(b"stsz") + 10])
+    assert probe(ref_to(path), LIMITS)["reason"].startswith("truncated: ")
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.9, 0.99])
@@ -273,8 +281,10 @@ def test_truncated_streams_are_used_as_far_as_they_go(cut: float, suffix: str, t
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * cut)])
     row = probe(ref_to(path), LIMITS)
-    if row["reason"] is None and row["duration_s"] - 1 / row["rate"] >= SPEC.seconds:
-        check_clip(decode_clip(ref_to(path), row["duration_s"] - 1 / row["rate"] - SPEC.seconds, SPEC, LIMITS), times)
+    if row["reason"] is None and row["duration_s"] > SPEC.seconds + 0.7:
+        check_clip(decode_clip(ref_to(path), 0.0, SPEC, LIMITS), times)
+        # All but the frames around the cut, which the container may not know to be cut short.
+        check_clip(decode_clip(ref_to(path), row["duration_s"] - 0.7 - SPEC.seconds, SPEC, LIMITS), times)
     else:
         assert refused(ref_to(path)) in ("too_short", "corrupt", "truncated")
     assert refused(ref_to(path), 6 * cut + 0.5) in ("too_short", "corrupt", "truncated")
@@ -308,16 +318,17 @@ def test_damaged_bytes_never_give_wrong_frames(explode: bool, tmp_path: Path, mo
 
 def test_noise_anywhere_never_crashes(tmp_path: Path) -> None:
     """Header and table included: whatever happens is a clip or a VideoError, in bounded time."""
-    for suffix in (".mp4", ".mkv", ".avi"):
+    for suffix in (".mp4", ".mkv", ".avi", ".flv", ".ts"):
         path = tmp_path / f"v{suffix}"
         write_video(path, 60, gop=20, **({"codec": "mpeg4"} if suffix == ".avi" else {}))
         data = path.read_bytes()
-        for seed in range(25):
+        for seed in range(20):
             rng = random.Random(seed)
             bad = bytearray(data)
             tail = max(0, len(bad) - 3000)
             for _ in range(8):  # the ends hold the tables
-                bad[rng.choice([rng.randrange(600), rng.randrange(tail, len(bad)), rng.randrange(len(bad))])] = rng.randrange(256)
+                at = rng.choice([rng.randrange(600), rng.randrange(tail, len(bad)), rng.randrange(len(bad))])
+                bad[at] = rng.randrange(256)
             path.write_bytes(bytes(bad))
             began = time.monotonic()
             row = probe(ref_to(path), LIMITS)
@@ -334,9 +345,11 @@ def test_zeros_in_the_place_of_data(tmp_path: Path) -> None:
     times = write_video(path, 180, gop=30, container_options={"movflags": "faststart"})
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))  # as an aborted download leaves it
-    assert probe(ref_to(path), LIMITS)["reason"].startswith("corrupt: ")
+    row = probe(ref_to(path), LIMITS)
+    assert row["reason"] is None
+    assert 1.9 < row["duration_s"] < 4.0
     check_clip(decode_clip(ref_to(path), 0.0, SPEC, LIMITS), times)
-    assert refused(ref_to(path), 4.0) == "corrupt"
+    assert refused(ref_to(path), 4.0) in ("corrupt", "too_short")
 
 
 def test_sound_only_one_frame_no_time_too_short(tmp_path: Path) -> None:
@@ -357,8 +370,9 @@ def test_sound_only_one_frame_no_time_too_short(tmp_path: Path) -> None:
     assert refused(ref_to(brief)) == "too_short"
     assert probe(ref_to(brief), LIMITS)["reason"] is None  # long enough for a shorter clip
     nothing = tmp_path / "nothing.mp4"
-    write_video(nothing, 0, container_options={"movflags": "frag_keyframe+empty_moov"})
-    assert refused(ref_to(nothing)) in ("truncated", "no_video_stream")
+    write_video(nothing, 30, container_options={"movflags": "frag_keyframe+empty_moov"})
+    nothing.write_bytes(nothing.read_bytes().split(b"moof")[0][:-4])
+    assert refused(ref_to(nothing)) == "truncated"
 
 
 def test_zero_duration(tmp_path: Path) -> None:
@@ -396,7 +410,7 @@ def test_declared_huge_is_refused_without_being_allocated(tmp_path: Path) -> Non
     path = tmp_path / "v.mp4"
     write_video(path, 60)
     data = bytearray(path.read_bytes())
-    at = data.index(b"avc1") + 28
+    at = data.index(b"avc1", data.index(b"stsd")) + 28
     assert data[at : at + 4] == (160).to_bytes(2, "big") + (120).to_bytes(2, "big")
     data[at : at + 4] = (65500).to_bytes(2, "big") * 2
     path.write_bytes(bytes(data))
@@ -407,7 +421,7 @@ def test_declared_huge_is_refused_without_being_allocated(tmp_path: Path) -> Non
     # FFmpeg may have looked at the stream itself, and know better.
     assert row["reason"] is None or row["reason"].startswith("too_large: 65500 x 65500")
     avi = tmp_path / "v.avi"
-    write_video(avi, 10, codec="mjpeg", pix_fmt="yuvj420p")
+    write_video(avi, 60, codec="mjpeg", pix_fmt="yuvj420p")
     data = bytearray(avi.read_bytes())
     for at in [i for i in range(len(data) - 9) if data[i : i + 2] == b"\xff\xc0"]:  # the pictures' own headers
         data[at + 5 : at + 9] = (65000).to_bytes(2, "big") * 2
@@ -466,9 +480,8 @@ def test_resizing_agrees_with_an_antialiased_reference(tmp_path: Path) -> None:
         image = torch.from_numpy(full.to_ndarray(format="rgb24")).permute(2, 0, 1)
         high = 146
         wide = round(image.shape[2] * high / image.shape[1])
-        small = functional.resize(image, [high, wide], antialias=True).numpy()
-        y, x = (high - 128) // 2, (wide - 128) // 2
-        error = got.astype(float) - small[:, y : y + 128, x : x + 128]
+        small = functional.center_crop(functional.resize(image, [high, wide], antialias=True), [128, 128])
+        error = got.astype(float) - small.numpy()
         assert 10 * np.log10(255**2 / np.mean(error**2)) > 35
 
 

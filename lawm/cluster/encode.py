@@ -190,7 +190,7 @@ def _stream(config: Config, uri: str, index: Index, todo: dict[str, list[tuple[i
         encode["num_gpus"] = cluster.gpus_per_worker
     source = ray.data.from_arrow(pa.table({"chunk": texts})).repartition(len(texts))
     data = source.map_batches(
-        decode_pieces,
+        decode_pieces,  # type: ignore[arg-type]  # Ray's annotation knows no further arguments
         batch_size=None,
         batch_format="numpy",
         fn_kwargs={"config": config},

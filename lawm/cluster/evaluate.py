@@ -6,6 +6,7 @@ the number of actors.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy
 
-from lawm.batches import ClipReader, Sample, collate
+from lawm.batches import ClipReader, Sample, Split, collate
 from lawm.checkpoint import load_checkpoint, load_controller, load_model
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError
@@ -30,15 +31,30 @@ def needs(config: Config) -> list[Need]:
     return [Need("evaluation actor", cluster.evaluate_actors, 1.0, cluster.gpus_per_worker, TRAIN, lower)]
 
 
+@dataclass(frozen=True)
+class Task:
+    """A group of plan positions of a split, to be evaluated, or (`probe`) to give latents and true actions."""
+
+    split: Split
+    group: int
+    probe: bool = False
+
+
 class Evaluator:
     """Holds the models; turns groups of plan positions into per-clip values."""
 
     def __init__(
-        self, config: Config, which: Sequence[str], model: str, baselines: dict[str, str], controller: str | None
+        self,
+        config: Config,
+        tasks: list[Task],
+        which: Sequence[str],
+        model: str,
+        baselines: dict[str, str],
+        controller: str | None,
     ) -> None:
         if config.cluster.evaluate_actors > 1:
             torch.set_num_threads(1)
-        self.config, self.which = config, which
+        self.config, self.tasks, self.which = config, tasks, which
         self.device = pick_device()
         self.model, parent = load_model(model)
         self.others = {name: load_model(uri, self.model.encoder)[0].to(self.device) for name, uri in baselines.items()}
@@ -46,11 +62,11 @@ class Evaluator:
         self.model = self.model.to(self.device)
         self.readers: dict[tuple[str, bool], ClipReader] = {}
 
-    def batch(self, split: str, labelled: bool, start: int, stop: int) -> ClipBatch | None:
+    def batch(self, split: Split, labelled: bool, start: int, stop: int) -> ClipBatch | None:
         """The good clips of those positions; None if fewer than two are left."""
         key = (split, labelled)
         if key not in self.readers:
-            self.readers[key] = ClipReader(self.config, split, labelled=labelled)  # type: ignore[arg-type]
+            self.readers[key] = ClipReader(self.config, split, labelled=labelled)
             if self.readers[key].cache is not None:
                 self.readers[key].cache.check(self.config, self.model.encoder)  # type: ignore[union-attr]
         reader = self.readers[key]
@@ -59,55 +75,49 @@ class Evaluator:
         return collate(good).to(self.device) if len(good) >= 2 else None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
-        size, e = self.config.evaluate.batch, self.config.evaluate
-        needs_labels = self.model.latent_action.kind == "true_actions"
-        group = int(rows["id"][0])
-        values: PerClip = {}
-        batch = self.batch(e.split, needs_labels, group * size, (group + 1) * size)
-        seed = e.seed * 1_000_003 + group
+        unit = int(rows["id"][0])
+        task = self.tasks[unit]
+        start = task.group * self.config.evaluate.batch
+        stop = start + self.config.evaluate.batch
         with torch.no_grad(), autocast(self.device, self.config.train.precision):
-            if batch is not None:
-                if "capacity" in self.which:
-                    found = capacity.evaluate(self.model, batch, seed, e.context, **self.others)
-                    values |= {f"capacity/{k}": v for k, v in found.items()}
-                if "leakage" in self.which:
-                    found = leakage.evaluate(self.model, batch, seed, self.others.get("deterministic"))
-                    values |= {f"leakage/{k}": v for k, v in found.items()}
-                if "cycle" in self.which:
-                    values |= {f"cycle/{k}": v for k, v in cycle.evaluate(self.model, batch, seed, e.context).items()}
-                if "control" in self.which and self.controller is not None:
-                    labelled = self.batch(e.split, True, group * size, (group + 1) * size)
-                    if labelled is not None:
-                        found = control.evaluate(self.model, self.controller, labelled, e.context)
-                        values |= {f"control/{k}": v for k, v in found.items()}
-        return pack(values, group)
+            values = self.probe(task, start, stop) if task.probe else self.measure(task, start, stop)
+        cell = np.empty(1, dtype=object)
+        cell[0] = values
+        return {"unit": np.array([unit]), "values": cell}
 
-
-class ProbeCollector(Evaluator):
-    """Latents and true actions of a split's labelled clips."""
-
-    def __init__(self, split: str, *args: Any) -> None:
-        super().__init__(*args)
-        self.split = split
-
-    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
-        size, group = self.config.evaluate.batch, int(rows["id"][0])
-        batch = self.batch(self.split, True, group * size, (group + 1) * size)
+    def probe(self, task: "Task", start: int, stop: int) -> PerClip:
+        """Latents and true actions of labelled clips."""
+        batch = self.batch(task.split, True, start, stop)
         if batch is None:
-            return pack({}, group)
+            return {}
         found = control.collect(self.model, batch)
-        return pack({"z": found.z, "actions": found.actions}, group)
+        return {f"probe_{task.split}/z": found.z, f"probe_{task.split}/actions": found.actions}
+
+    def measure(self, task: "Task", start: int, stop: int) -> PerClip:
+        """Per-clip values of every evaluation that was asked for, named `evaluation/value`."""
+        e, values = self.config.evaluate, {}
+        seed = e.seed * 1_000_003 + task.group
+
+        def keep(name: str, found: PerClip) -> None:
+            values.update({f"{name}/{k}": v for k, v in found.items()})
+
+        batch = self.batch(task.split, self.model.latent_action.kind == "true_actions", start, stop)
+        if batch is not None:
+            if "capacity" in self.which:
+                keep("capacity", capacity.evaluate(self.model, batch, seed, e.context, **self.others))
+            if "leakage" in self.which:
+                keep("leakage", leakage.evaluate(self.model, batch, seed, self.others.get("deterministic")))
+            if "cycle" in self.which:
+                keep("cycle", cycle.evaluate(self.model, batch, seed, e.context))
+        if "control" in self.which and self.controller is not None:
+            labelled = self.batch(task.split, True, start, stop)
+            if labelled is not None:
+                keep("control", control.evaluate(self.model, self.controller, labelled, e.context))
+        return values
 
 
-def pack(values: PerClip, group: int) -> dict[str, Any]:
-    """One row: the group and its arrays, as one object column (their names differ between evaluations)."""
-    cell = np.empty(1, dtype=object)
-    cell[0] = values
-    return {"group": np.array([group]), "values": cell}
-
-
-def run_groups(config: Config, actor: Any, arguments: tuple[Any, ...], groups: int) -> PerClip:
-    """Runs groups over the actors and joins their arrays in the order of the groups."""
+def run_tasks(config: Config, tasks: list[Task], arguments: tuple[Any, ...]) -> PerClip:
+    """Runs the tasks over the actors and joins their arrays in the order of the tasks."""
     cluster = config.cluster
     options: dict[str, Any] = {"num_cpus": 1}
     if cluster.gpus_per_worker:
@@ -115,11 +125,15 @@ def run_groups(config: Config, actor: Any, arguments: tuple[Any, ...], groups: i
     selector = label_selector(cluster, TRAIN)
     if selector:
         options["label_selector"] = selector
-    actors = max(1, min(cluster.evaluate_actors, groups))
-    data = ray.data.range(groups, override_num_blocks=groups).map_batches(
-        actor, fn_constructor_args=arguments, batch_size=1, compute=ActorPoolStrategy(size=actors), **options
+    actors = max(1, min(cluster.evaluate_actors, len(tasks)))
+    data = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
+        Evaluator,
+        fn_constructor_args=(config, tasks, *arguments),
+        batch_size=1,
+        compute=ActorPoolStrategy(size=actors),
+        **options,
     )
-    found = sorted(data.take_all(), key=lambda row: row["group"])
+    found = sorted(data.take_all(), key=lambda row: row["unit"])
     names = sorted({name for row in found for name in row["values"]})
     return {n: np.concatenate([row["values"][n] for row in found if n in row["values"]]) for n in names}
 
@@ -150,8 +164,14 @@ def evaluate(
         raise LawmError(f"{e.split} split: {clips} clip, and the controls need two; hold out more (data.val_fraction)")
     baselines = {"deterministic": deterministic, "unconstrained": unconstrained}
     others = {k: v for k, v in baselines.items() if v}
-    arguments = (config, tuple(which), model, others, controller)
-    values = run_groups(config, Evaluator, arguments, math.ceil(clips / e.batch))
+    tasks = [Task(e.split, group) for group in range(math.ceil(clips / e.batch))]
+    probing = "control" in which and config.data.labels and not labelled and checkpoint.config.model.bottleneck.kind != "deterministic"
+    if probing:
+        splits: tuple[Split, Split] = ("train", "val")
+        for split in splits:
+            n = min(e.clips, len(ClipReader(config, split, labelled=True).plan))
+            tasks += [Task(split, group, probe=True) for group in range(math.ceil(n / e.batch))]
+    values = run_tasks(config, tasks, (tuple(which), model, others, controller))
     tables = {"capacity": capacity.FIGURES, "leakage": leakage.FIGURES, "cycle": cycle.FIGURES, "control": control.FIGURES}
     results: list[Result] = []
     for name in which:
@@ -160,18 +180,9 @@ def evaluate(
         if name == "capacity" and (value := capacity.normalized(own)) is not None:
             n = len(own["one_step"])
             results.append(Result("normalized_capacity", value, float("nan"), float("nan"), n, "share", dataset, checkpoint.step))
-    has_latents = checkpoint.config.model.bottleneck.kind not in ("deterministic", "true_actions")
-    if "control" in which and config.data.labels and has_latents:
-        results += probes(config, model, dataset, checkpoint.step)
+    if probing:
+        fit, held_out = (
+            control.Probed(values[f"probe_{split}/z"], values[f"probe_{split}/actions"]) for split in ("train", "val")
+        )
+        results += control.probe_results(fit, held_out, dataset, checkpoint.step, e.bootstrap, e.seed)
     return results
-
-
-def probes(config: Config, model: str, dataset: str, step: int) -> list[Result]:
-    """Linear and MLP probes: fitted on labelled clips of the training split, scored on held-out ones."""
-    e, parts = config.evaluate, []
-    for split in ("train", "val"):
-        clips = min(e.clips, len(ClipReader(config, split, labelled=True).plan))  # type: ignore[arg-type]
-        arguments = (split, config, (), model, {}, None)
-        parts.append(run_groups(config, ProbeCollector, arguments, math.ceil(clips / e.batch)))
-    fit, held_out = (control.Probed(p["z"], p["actions"]) for p in parts)
-    return control.probe_results(fit, held_out, dataset, step, e.bootstrap, e.seed)

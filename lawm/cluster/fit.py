@@ -14,9 +14,10 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointUploadMode, RunConfig
 from ray.train import DataConfig as RayDataConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
 from lawm.batches import BadClip, local_batches
 from lawm.checkpoint import (

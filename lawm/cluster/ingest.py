@@ -15,9 +15,9 @@ import torch
 from ray.data import DataContext, Dataset
 from ray.data.collate_fn import NumpyBatchCollateFn
 
-from lawm.batches import BadClip, ClipReader, Quarantine, Sample, collate
+from lawm.batches import LEAST_BAD, BadClip, ClipReader, Quarantine, Sample, collate
 from lawm.cluster.session import DECODE, label_selector
-from lawm.config import Config
+from lawm.config import Config, LawmError
 from lawm.objective import ClipBatch
 from lawm.sampling import Cursor
 from lawm.shards import Index
@@ -95,7 +95,9 @@ def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: I
     table = _Table(ray.put(reader.index.table))
     # The executor must not see the plan's split again: the table is the split.
     whole = config.model_copy(update={"data": config.data.model_copy(update={"val_fraction": 0.0})})
-    rows = math.ceil(clips / (1 - config.data.max_bad_fraction)) + CLIPS_PER_BLOCK
+    # Quarantine lets LEAST_BAD refused clips pass on each worker before it looks at their share.
+    spare = LEAST_BAD * max(config.cluster.workers, 1)
+    rows = math.ceil((clips + spare) / (1 - config.data.max_bad_fraction)) + CLIPS_PER_BLOCK
     tasks = min(math.ceil(rows / CLIPS_PER_BLOCK), MOST_TASKS)
     context = DataContext.get_current()
     # Order costs throughput with several workers, and one worker's losses are to equal plain Python's.
@@ -108,7 +110,7 @@ def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: I
         remote["label_selector"] = selector
     where = {"config_json": whole.model_dump_json(), "kind": kind, "table": table}
     return ray.data.range(rows, override_num_blocks=tasks).map_batches(
-        decode_rows,
+        decode_rows,  # type: ignore[arg-type]  # Ray's annotation knows no further arguments
         batch_size=None,
         batch_format="numpy",
         fn_kwargs=where | {"low": cursor.low, "ahead": tuple(cursor.ahead)},
@@ -122,19 +124,26 @@ def streamed_batches(
     """Batches of exactly `batch` good clips from a worker's shard, through `iter_torch_batches`."""
     quarantine = Quarantine(max_bad_fraction, on_bad)
     good: list[Sample] = []
+    refused: list[int] = []
     for rows in shard.iter_torch_batches(batch_size=batch, prefetch_batches=2, collate_fn=_Rows()):
         for found in rows:
             if quarantine.passed(found):
                 good.append(found)
+            else:
+                refused.append(found.position)
         while len(good) >= batch:
-            yield collate(good[:batch])
-            good = good[batch:]
+            yield collate(good[:batch], tuple(refused))
+            good, refused = good[batch:], []
+    raise LawmError(
+        f"the data set ended early: {quarantine.bad} of {quarantine.good + quarantine.bad} clips were refused; "
+        "raise data.max_bad_fraction, or put the videos right"
+    )
 
 
 class _Rows(NumpyBatchCollateFn):
     """numpy batch -> samples and bad clips (views of Ray's read-only arrays)."""
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> list[Sample | BadClip]:
+    def __call__(self, batch: dict[str, np.ndarray]) -> list[Sample | BadClip]:  # type: ignore[override]
         rows: list[Sample | BadClip] = []
         for i, ok in enumerate(batch["ok"]):
             position, key, start_s = int(batch["position"][i]), str(batch["key"][i]), float(batch["start_s"][i])

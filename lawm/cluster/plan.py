@@ -153,6 +153,8 @@ def plan_episodes(
 def _spread(config: Config, arguments: tuple[Any, ...], todo: list[int], keep: Callable[[dict[str, Any]], None]) -> None:
     cluster = config.cluster
     options: dict[str, Any] = {"num_cpus": 1, "max_restarts": MAX_TRIES, "max_task_retries": 0}
+    # Not in the caller's placement group: that of a trial of Tune has room for the trial's driver alone.
+    options["scheduling_strategy"] = "DEFAULT"
     if cluster.gpus_per_worker:
         options["num_gpus"] = cluster.gpus_per_worker
     selector = label_selector(cluster, TRAIN)

@@ -70,7 +70,8 @@ def evaluate(
         latents = other.infer(theirs, batch.actions_BTA).z_BTZ
 
         def in_our_units(x: Tensor, other: LatentActionObjective = other) -> Tensor:
-            return model.state_norm(other.state_norm.inverse(x)) if model.state_norm.kind == "channel" else x
+            kinds = (model.state_norm.kind, other.state_norm.kind)
+            return model.state_norm(other.state_norm.inverse(x)) if "channel" in kinds else x
 
         values[name] = per_clip_error(in_our_units(other.world_model(theirs[:, :-1], latents)), after)
         rolled = other.world_model.rollout(theirs[:, :context], latents, steps)

@@ -7,6 +7,8 @@ latent's width, by PCA of states) and the model without latents.
 Protocol: spec section 6.2; Garrido et al. 2026, table 1; Yang 2026, equation 7.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -69,13 +71,13 @@ def evaluate(
             if not prefix:
                 values["copy_" + name] = per_clip_error(last, target)
         if not prefix:
-            code = copying_code(uncut, model.world_model.embed_latent[0].in_features if model.world_model.embed_latent else 1)  # type: ignore[index]
+            code = copying_code(uncut, model.latent_dim)
             values["pca_cut"] = per_clip_error(code(stitched[:, cut]), stitched[:, cut])
             values["pca_uncut"] = per_clip_error(code(uncut[:, cut]), uncut[:, cut])[partner.cpu().numpy()]
     return values
 
 
-def copying_code(states_BTND: Tensor, width: int):
+def copying_code(states_BTND: Tensor, width: int) -> Callable[[Tensor], Tensor]:
     """A map x -> its projection on the first `width` principal components of the states (at most half
     as many as there are states, so that it does not simply remember them)."""
     flat = states_BTND.flatten(0, 1).flatten(1).float()

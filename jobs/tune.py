@@ -1,0 +1,58 @@
+"""Search for a bottleneck's strength: Tune with Optuna, two objectives, one Pareto set.
+
+    lawm tune tune_spaces/noisy.yaml --index index.parquet --labels labels.parquet --out runs/noisy
+
+Each trial trains a model (and a controller, where an objective plans), evaluates it and plans with it. Writes
+OUT/trials.parquet, pareto.png and report.html. Run the same command again after an interruption: finished
+trials are kept, unfinished ones resume. Raising `trials` in the space file makes a finished search longer.
+"""
+
+import sys
+
+from jobs._cli import DEFAULT_RECIPE, base_parser, describe, resolve_config, run_job
+from jobs._run import add_data_arguments, counted, with_data
+from lawm import storage
+
+
+@run_job
+def main(argv: list[str] | None = None) -> int:
+    parser = base_parser("tune", __doc__)
+    parser.set_defaults(recipe=None)  # so that the space's own recipe is seen to be overruled
+    parser.add_argument("space", metavar="SPACE.yaml", help="what is searched, and for what (see tune_spaces/)")
+    add_data_arguments(parser)
+    parser.add_argument("--out", default="runs/tune", metavar="URI", help="folder of the search (default: runs/tune)")
+    parser.add_argument("--dataset", default="held-out", metavar="NAME", help="what the results call the data")
+    args = parser.parse_args(argv)
+
+    from lawm.cluster.search import base_config, check, needs, read_space, search, shown_table
+    from lawm.cluster.session import start
+    from lawm.report import print_table
+
+    space = read_space(args.space)
+    config = base_config(space.model_copy(update={"recipe": args.recipe or space.recipe}), DEFAULT_RECIPE)
+    config = resolve_config(args, with_data(config, args))
+    out = storage.absolute(args.out)
+    check(space, config)
+    if args.dry_run:
+        asked = {str(need): need for phase in needs(space, config) for need in phase}
+        per_trial = config.train.steps * config.train.batch
+        describe(
+            config,
+            asked.values(),
+            space.trials * per_trial,
+            clips_per_trial=per_trial,
+            trials=space.trials,
+            space=space.model_dump(mode="json"),
+            out=out,
+        )
+        return 0
+    # With the dashboard: without it a trial that Tune ends early keeps its share of the cluster.
+    with start(config.cluster, include_dashboard=True), counted("tune") as show:
+        rows = search(space, config, out, show, args.dataset)
+    print_table(shown_table(space, rows, f"{args.space}: {len(rows)} trials"))
+    print(f"trials: {storage.join(out, 'trials.parquet')}\nreport: {storage.join(out, 'report.html')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Small runs for tests: frames made from a seed, a few real videos with an index and labels, and what two ranks compute."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from lawm.config import Config, TrueActions, VideoLimits, override, tiny
+from lawm.objective import ClipBatch, LatentActionObjective
+from lawm.sampling import Cursor
+from lawm.shards import list_videos, rows_to_table, write_index
+from lawm.train import RunWriter, local_report, train
+
+BOTTLENECKS = ("sparse", "noisy", "discrete", "none", "deterministic", "true_actions")
+
+
+def tiny_with(**fields: Any) -> Config:
+    """The tiny recipe with fields set; `__` stands for a dot, as in train__steps=4."""
+    config = tiny()
+    for path, value in fields.items():
+        config = override(config, path.replace("__", "."), value)
+    return config
+
+
+def tiny_kind(kind: str, **fields: Any) -> Config:
+    """The tiny recipe with that bottleneck (16 codes where it is discrete)."""
+    config = tiny_with(model__bottleneck__kind=kind)
+    if kind == "discrete":
+        config = override(config, "model.bottleneck.codebook_size", 16)
+    for path, value in fields.items():
+        config = override(config, path.replace("__", "."), value)
+    return config
+
+
+def made_batch(positions: Any, config: Config, actions: int = 2) -> ClipBatch:
+    """Clips that are a function of their position alone: a bright square that the actions move over noise."""
+    frames_each, size = config.data.clip.frames, config.data.clip.size
+    frames = np.zeros((len(positions), frames_each, 3, size, size), np.uint8)
+    taken = np.zeros((len(positions), frames_each - 1, actions), np.float32)
+    for i, position in enumerate(positions):
+        generator = np.random.default_rng(int(position))
+        background = generator.integers(0, 128, (3, size, size), dtype=np.uint8)
+        moves = generator.integers(-4, 5, (frames_each - 1, 2))
+        place = generator.integers(0, size, 2) + np.concatenate([np.zeros((1, 2), int), np.cumsum(moves, axis=0)])
+        for f in range(frames_each):
+            rows, columns = ((np.arange(8) + p) % size for p in place[f])
+            frames[i, f] = background
+            frames[i, f][:, rows[:, None], columns[None, :]] = 250
+        taken[i, :, :2] = moves
+    return ClipBatch(torch.from_numpy(frames), None, torch.from_numpy(taken), torch.tensor(list(positions)))
+
+
+def made_batches(config: Config, rank: int = 0, world: int = 1, spoil: tuple[int, ...] = ()) -> Any:
+    """An iterator factory for `train` over made clips; positions in `spoil` give actions that are not numbers."""
+    each = config.train.batch // world
+
+    def batches(cursor: Cursor):
+        while True:
+            mine = cursor.remaining(config.train.batch)[rank * each : (rank + 1) * each]
+            cursor = cursor.add(cursor.remaining(config.train.batch))
+            batch = made_batch(mine, config)
+            assert batch.actions_BTA is not None
+            for i, position in enumerate(mine):
+                if int(position) in spoil:
+                    batch.actions_BTA[i] = float("nan")
+            yield batch
+
+    return batches
+
+
+def new_objective(config: Config, seed: int = 0) -> LatentActionObjective:
+    torch.manual_seed(seed)
+    objective = LatentActionObjective(config)
+    objective.calibrate(made_batch(range(16), config))
+    return objective
+
+
+def losses_of(config: Config, run: Path | None = None, resume: Any = None, batches: Any = None) -> list[dict[str, float]]:
+    """Trains on made clips; the metrics of every report."""
+    seen: list[dict[str, float]] = []
+    keep = local_report(RunWriter(str(run), config), config.train.keep) if run else None
+
+    def report(step: int, metrics: dict[str, float], checkpoint: Any) -> None:
+        seen.append({"step": step, **metrics})
+        if keep is not None:
+            keep(step, metrics, checkpoint)
+
+    train(new_objective(config), batches or made_batches(config), config, report, resume)
+    return seen
+
+
+# ---------------------------------------------------------------- real videos
+@dataclass(frozen=True)
+class SmallSet:
+    """Videos of 3 s at 10 frames/s in `folder`, their index, and actions at 4 Hz for all of them."""
+
+    folder: Path
+    index: str
+    labels: str
+    keys: list[str]
+
+
+def index_folder(folder: Path, where: Path) -> str:
+    from lawm.video import probe
+
+    rows = [probe(ref, VideoLimits()) for ref in list_videos([str(folder)])]
+    write_index(rows_to_table(rows), str(where))
+    return str(where)
+
+
+def write_labels(keys: list[str], where: Path, seconds: float = 3.0, rate: float = 4.0) -> str:
+    generator = np.random.default_rng(0)
+    actions = [generator.normal(size=(int(seconds * rate), 2)).astype(np.float32).tolist() for _ in keys]
+    pq.write_table(pa.table({"key": keys, "rate_hz": [rate] * len(keys), "actions": actions}), where)
+    return str(where)
+
+
+def write_small_set(root: Path, make_video: Any, videos: int = 12) -> SmallSet:
+    keys = [f"{i:02d}.mp4" for i in range(videos)]
+    for i, key in enumerate(keys):
+        make_video(root / "videos" / key, seed=i)
+    index = index_folder(root / "videos", root / "index.parquet")
+    return SmallSet(root / "videos", index, write_labels(keys, root / "labels.parquet"), keys)
+
+
+# ---------------------------------------------------------------- two ranks
+def sparse_config() -> Config:
+    return tiny_kind("sparse", model__bottleneck__lambda_l1=0.1, train__batch=8)
+
+
+def gradients(objective: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {n: p.grad.numpy().copy() for n, p in objective.named_parameters() if p.grad is not None}
+
+
+def rank_main(rank: int, world: int, folder: str) -> None:
+    """What one of `world` processes computes; leaves `rank<r>.pt` in `folder`."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    found: dict[str, Any] = {}
+
+    config = sparse_config()
+    objective = new_objective(config)
+    batch = made_batch(range(rank * 8 // world, (rank + 1) * 8 // world), config)
+    parallel = DistributedDataParallel(objective)  # has to outlive the backward pass
+    terms = parallel(batch)
+    terms.total.backward()
+    figures = {"prediction": terms.prediction.item(), "penalty": terms.penalty.item()}
+    found["sparse"] = {**figures, "gradients": gradients(objective)}
+
+    config = tiny_kind("discrete", train__batch=8, train__steps=3, train__checkpoint_every=3, train__log_every=1)
+    objective = new_objective(config)
+    seen: list[dict[str, float]] = []
+    train(objective, made_batches(config, rank, world), config, lambda step, m, c: seen.append(m))
+    bottleneck: Any = objective.latent_action.bottleneck
+    found["discrete"] = {"codebook": bottleneck.codebook.detach(), "unused_for": bottleneck.unused_for, "metrics": seen}
+
+    config = spoiled_config()
+    seen, cursors = [], []
+
+    def report(step: int, metrics: dict[str, float], checkpoint: Any) -> None:
+        seen.append(metrics)
+        cursors.append(checkpoint.cursor if checkpoint else None)
+
+    objective = new_objective(config)
+    # Only a clip of rank 0 is bad, and yet both ranks have to skip the step.
+    train(objective, made_batches(config, rank, world, spoil=(8,)), config, report)
+    found["spoiled"] = {"metrics": seen, "cursors": cursors, "weights": objective.kept()}
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def spoiled_config() -> Config:
+    config = tiny_with(train__batch=8, train__steps=3, train__checkpoint_every=3, train__log_every=1)
+    model = config.model.model_copy(update={"bottleneck": TrueActions()})
+    return config.model_copy(update={"model": model})
