@@ -3,7 +3,9 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -54,13 +56,20 @@ def progress_bar(console: Console | None = None) -> Progress:
     )
 
 
+Show = Callable[..., None]
+
+
 @contextmanager
-def counted(title: str) -> Iterator[Callable[..., None]]:
-    """Yields show(done, total, note="") for a progress line; off a terminal, prints a line now and then."""
+def counted(*titles: str) -> Iterator[Any]:
+    """Yields show(done, total, note="") for a progress line, or a list of them for several titles.
+
+    Off a terminal, prints a line now and then.
+    """
     bar = progress_bar()
-    said = [0.0, -1.0]
-    with bar:
+
+    def shower(title: str) -> Show:
         task = bar.add_task(title, total=None, note="")
+        said = [0.0, -1.0]
 
         def show(done: int, total: int, note: str = "") -> None:
             bar.update(task, completed=done, total=total, note=note)
@@ -68,7 +77,11 @@ def counted(title: str) -> Iterator[Callable[..., None]]:
                 said[:] = time.monotonic(), done
                 print(f"{title}: {done} of {total} {note}".rstrip(), flush=True)
 
-        yield show
+        return show
+
+    with bar:
+        shows = [shower(title) for title in titles]
+        yield shows if len(shows) > 1 else shows[0]
 
 
 def training_note(figures: dict[str, Any]) -> str:
@@ -85,28 +98,45 @@ def training_note(figures: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def train_on_ray(config: Config, kind: str, out: str, parent: str | None, title: str) -> str:
-    """Trains inside an open session, with a progress line; says where the checkpoint is."""
+@dataclass(frozen=True)
+class Fit:
+    """One training run: `title` for its progress line."""
+
+    title: str
+    config: Config
+    kind: str
+    out: str
+    parent: str | None = None
+
+
+def train_on_ray(*fits: Fit) -> list[str]:
+    """Trains inside an open session, several runs side by side, each with a progress line; newest checkpoints."""
     from lawm.cluster.fit import fit
     from lawm.train import settings
 
-    _, loop = settings(config, kind)
-    with counted(title) as show:
+    def one(job: Fit, show: Show) -> str:
+        _, loop = settings(job.config, job.kind)
 
         def progress(figures: dict[str, Any]) -> None:
             show(int(figures["step"]), loop.steps, training_note(figures))
 
-        return fit(config, kind, out, parent, progress)
+        return fit(job.config, job.kind, job.out, job.parent, progress)
+
+    with counted(*(job.title for job in fits)) as shows:
+        if len(fits) == 1:
+            return [one(fits[0], shows)]
+        with ThreadPoolExecutor(len(fits)) as pool:
+            return list(pool.map(one, fits, shows))
 
 
-def train_plainly(config: Config, kind: str, out: str, parent: str | None, title: str) -> str:
+def train_plainly(job: Fit) -> str:
     """The same without Ray, in this process."""
     from lawm.train import fit_local, settings
 
-    _, loop = settings(config, kind)
-    with counted(title) as show:
+    _, loop = settings(job.config, job.kind)
+    with counted(job.title) as show:
         return fit_local(
-            config, kind, storage.absolute(out), parent, lambda step, m: show(step, loop.steps, training_note(m))
+            job.config, job.kind, job.out, job.parent, lambda step, m: show(step, loop.steps, training_note(m))
         )
 
 
@@ -114,6 +144,7 @@ def run_training(args: argparse.Namespace, config: Config, kind: str, parent: st
     """The body of `lawm train`, `lawm controller` and `lawm decoder`."""
     from lawm.cluster.fit import needs
     from lawm.cluster.session import start
+    from lawm.objective import parameter_counts
     from lawm.train import open_reader, settings
 
     out = storage.absolute(args.out)
@@ -122,7 +153,9 @@ def run_training(args: argparse.Namespace, config: Config, kind: str, parent: st
         clips: int | None = None
         if config.data.index or config.data.cache:
             clips = len(open_reader(config, kind).plan)
-        describe(config, needs(config, kind), clips, clips_trained_on=loop.steps * loop.batch, videos=list(videos), out=out)
+        counts = {name: f"{count:,}" for name, count in parameter_counts(config).items()}
+        more = {"clips_trained_on": loop.steps * loop.batch, "parameters": counts, "videos": list(videos), "out": out}
+        describe(config, needs(config, kind), clips, **more)
         return 0
     with start(config.cluster) as session:
         if videos:
@@ -133,8 +166,8 @@ def run_training(args: argparse.Namespace, config: Config, kind: str, parent: st
             report = build_index(videos, where, config)
             print(f"{report.usable} of {report.videos} videos can be used. Index: {where}")
             config = override(config, "data.index", where)
-        fit = train_plainly if args.plain else train_on_ray
-        checkpoint = fit(config, kind, out, parent, kind.replace("_", " "))
+        job = Fit(kind.replace("_", " "), config, kind, out, parent)
+        checkpoint = train_plainly(job) if args.plain else train_on_ray(job)[0]
         print(f"checkpoint: {checkpoint}")
         if not args.plain:
             print(session.memory_report())

@@ -19,8 +19,8 @@ from typing import Any
 from rich.console import Console
 
 from jobs._cli import base_parser, describe, resolve_config, run_job
-from jobs._run import counted, train_on_ray, write_results
-from jobs.report import facts, loss_curves, picture_section, refused_section
+from jobs._run import Fit, counted, train_on_ray, write_results
+from jobs.report import facts, grid_png, loss_curves, picture_section, refused_section
 from lawm.config import Config, LawmError, override
 from lawm.evaluation import Result
 from lawm.report import Headline, Headlines, Section, Text, print_headlines, results_table, write_report
@@ -98,15 +98,19 @@ def prepare_data(demo: Demo) -> None:
 
 
 def train_all(demo: Demo, decoder: bool = True) -> None:
-    """The model, its deterministic twin at equal data and steps, the controller, and the decoder for pictures."""
-    for name, config in (("model", demo.on(None, labels=None)), ("deterministic", demo.variant("deterministic"))):
-        with demo.step(f"train {name}"):
-            train_on_ray(config, "latent_action", demo.path(name), None, name)
-    for name, config in (("controller", demo.on(PUSHT)), ("decoder", demo.on(None, labels=None))):
-        if name == "decoder" and not decoder:
-            continue
-        with demo.step(f"train {name}"):
-            train_on_ray(config, name, demo.path(name), demo.path("model"), name)
+    """The model beside its deterministic twin (equal data and steps); then the controller beside the
+    decoder for pictures. Two runs of one core each fill two cores better than one run of two."""
+    model, labels = demo.path("model"), {"labels": None}
+    with demo.step("train the model and its deterministic twin"):
+        train_on_ray(
+            Fit("model", demo.on(None, **labels), "latent_action", model),
+            Fit("deterministic", demo.variant("deterministic"), "latent_action", demo.path("deterministic")),
+        )
+    fits = [Fit("controller", demo.on(PUSHT), "controller", demo.path("controller"), model)]
+    if decoder:
+        fits.append(Fit("decoder", demo.on(None, **labels), "decoder", demo.path("decoder"), model))
+    with demo.step("train " + " and ".join(fit.kind for fit in fits)):
+        train_on_ray(*fits)
 
 
 def measure(demo: Demo) -> list[Result]:
@@ -163,6 +167,8 @@ def report(demo: Demo, results: list[Result]) -> str:
         caption = "Every rollout starts from the first frame's state alone; the decoder is small and sets the ceiling shown."
         found = picture_section(config, model, decoder, control, split, 3 if control else 2, title, caption)
         sections += [found] if found else []
+        if found and control:
+            Path(demo.path("pictures.png")).write_bytes(grid_png(found, 5))
     sections += refused_section([demo.path(n) for n in ("model", "controller", "decoder")])
     sections += facts(demo.config, **{f"seconds, {k}": round(v, 1) for k, v in demo.seconds.items()})
     return write_report(demo.path("report.html"), "lawm demo", sections, f"{demo.episodes} PushT episodes and 4 natural videos")

@@ -68,6 +68,26 @@ def picture_section(
     )
 
 
+def grid_png(pictures: Pictures, rows: int, side: int = 96) -> bytes:
+    """The first rows of a picture section as one PNG with their labels, for a README or a talk."""
+    import io
+
+    from PIL import Image, ImageDraw
+
+    shown = pictures.rows[:rows]
+    left, columns = 210, max(len(row) for row in shown)
+    sheet = Image.new("RGB", (left + columns * (side + 4), len(shown) * (side + 4)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for y, (row, label) in enumerate(zip(shown, pictures.row_labels, strict=False)):
+        draw.text((6, y * (side + 4) + side // 2 - 6), label, fill="black")
+        for x, image in enumerate(row):
+            if image is not None:
+                sheet.paste(Image.fromarray(image).resize((side, side)), (left + x * (side + 4), y * (side + 4)))
+    out = io.BytesIO()
+    sheet.save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
 def facts(config: Config, **more: Any) -> list[Section]:
     """Config, machine and command, folded away."""
     return [Details("Machine and command", {**machine(), "command": command_line(), **more}), Details("Config", config.model_dump())]

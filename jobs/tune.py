@@ -7,7 +7,10 @@ OUT/trials.parquet, pareto.png and report.html. Run the same command again after
 trials are kept, unfinished ones resume. Raising `trials` in the space file makes a finished search longer.
 """
 
+import os
 import sys
+
+from rich.console import Console
 
 from jobs._cli import DEFAULT_RECIPE, base_parser, describe, resolve_config, run_job
 from jobs._run import add_data_arguments, counted, with_data
@@ -24,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dataset", default="held-out", metavar="NAME", help="what the results call the data")
     args = parser.parse_args(argv)
 
-    from lawm.cluster.search import base_config, check, needs, read_space, search, shown_table
+    from lawm.cluster.search import check, needs, search, shown_table
+    from lawm.cluster.search_space import base_config, read_space
     from lawm.cluster.session import start
     from lawm.report import print_table
 
@@ -49,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     # With the dashboard: without it a trial that Tune ends early keeps its share of the cluster.
     with start(config.cluster, include_dashboard=True), counted("tune") as show:
         rows = search(space, config, out, show, args.dataset)
-    print_table(shown_table(space, rows, f"{args.space}: {len(rows)} trials"))
+    console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "120")))
+    print_table(shown_table(space, rows, f"{args.space}: {len(rows)} trials"), console)
     print(f"trials: {storage.join(out, 'trials.parquet')}\nreport: {storage.join(out, 'report.html')}")
     return 0
 

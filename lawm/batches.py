@@ -112,8 +112,8 @@ class ClipReader:
         self.index = usable if split == "all" else usable.split(split, data.val_fraction)
         if not len(self.index):
             raise LawmError(
-                f"the {split} split is empty: {len(usable)} usable videos at data.val_fraction = {data.val_fraction}; "
-                "change the fraction or data.seed, or add videos"
+                f"the {split} split is empty: {len(usable)} usable videos at data.val_fraction = {data.val_fraction:g}; "
+                "set data.val_fraction (0 holds nothing out), or add videos"
             )
         self.plan = SamplingPlan(self.index, data.clip, data.clips_per_video, data.seed)
         self.keys = self.index.table.column("key").to_pylist()

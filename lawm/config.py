@@ -431,11 +431,11 @@ def demo() -> Config:
         encoder=TimmEncoder(stage=3, normalize_states="channel"),
         model=ModelConfig(
             latent_dim=32,
-            idm=TransformerIDM(width=128, depth=2, heads=4, join="channels"),
+            idm=TransformerIDM(width=128, depth=1, heads=4, mlp_ratio=2, join="channels"),
             bottleneck=Noisy(beta=3e-5),
-            world_model=WorldModelConfig(width=128, depth=3, heads=4, residual=True),
+            world_model=WorldModelConfig(width=128, depth=3, heads=4, mlp_ratio=2, residual=True),
         ),
-        optimizer=OptimizerConfig(adamw_lr=1e-3),
+        optimizer=OptimizerConfig(muon_lr=0.03, adamw_lr=1e-3),
         train=TrainConfig(steps=700, batch=16, log_every=10, checkpoint_every=350),
         controller=ControllerConfig(
             model=AttentionController(width=128, depth=2, heads=4),
@@ -448,6 +448,7 @@ def demo() -> Config:
         ),
         evaluate=EvaluateConfig(clips=256, batch=32),
         plan=PlanConfig(preset="custom", episodes=40, horizon=3, samples=64, elites=10, iterations=5),
+        cluster=ClusterConfig(encode_actors=2, evaluate_actors=2),
     )
 
 

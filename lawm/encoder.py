@@ -104,6 +104,14 @@ class TimmStates(Encoder):
             return out.flatten(1, 2) if channels_last else out.flatten(2).transpose(1, 2)
         return out[:, getattr(model, "num_prefix_tokens", 0) :]
 
+    def fingerprint(self) -> str:
+        """As `Encoder.fingerprint`; the stage is said too where stages share a shape, as a ViT's blocks do."""
+        found = super().fingerprint()
+        shapes = [(f["num_chs"], f["reduction"]) for f in getattr(self.backbone, "feature_info", [])]
+        if self.stage is None or (shapes and len(set(shapes)) == len(shapes)):
+            return found
+        return hashlib.blake2b(f"{found} stage {self.stage}".encode(), digest_size=8).hexdigest()
+
     @torch.no_grad()
     def forward(self, frames_BFCHW: Tensor) -> Tensor:
         """frames [B, F, 3, S, S] uint8 -> states [B, F, N, D]."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lawm.config import Config, LawmError
+from lawm.config import Config, LawmError, TimmEncoder
 from lawm.controller import Controller
 from lawm.decoder import Decoder
 from lawm.encoder import Encoder, StateNorm, check_keys, load_encoder
@@ -258,3 +258,19 @@ def decode_states(model: LatentActionObjective, decoder: Decoder | None, states_
     else:
         frames = decoder(states_BTND)
     return frames.clamp(0, 1)
+
+
+def parameter_counts(config: Config) -> dict[str, int]:
+    """Parameters of each part of the latent action model, without allocating or downloading weights."""
+    encoder = config.encoder
+    if isinstance(encoder, TimmEncoder):
+        encoder = encoder.model_copy(update={"weights": "random"})
+    with torch.device("meta"):
+        model = LatentActionObjective(config.model_copy(update={"encoder": encoder}))
+    parts = {
+        "encoder (frozen)": model.encoder,
+        "inverse dynamics": model.latent_action.idm,
+        "bottleneck": model.latent_action.bottleneck,
+        "world model": model.world_model,
+    }
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}

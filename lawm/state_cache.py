@@ -83,7 +83,7 @@ class StateCache:
             manifest = json.loads(read_bytes(where))
             self.key, self.tokens, self.width = manifest["key"], manifest["tokens"], manifest["width"]
             parts = manifest["parts"]
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise LawmError(f"{where}: damaged manifest ({error}); run `lawm encode` again") from error
         self.uri = uri
         self.places: dict[str, list[tuple[str, int, Piece]]] = {}

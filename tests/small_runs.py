@@ -1,4 +1,4 @@
-"""Small runs for tests: frames made from a seed, a few real videos with an index and labels, and what two ranks compute."""
+"""Small runs for tests: frames from a seed, a few real videos with index and labels, what two ranks compute."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +79,9 @@ def new_objective(config: Config, seed: int = 0) -> LatentActionObjective:
     return objective
 
 
-def losses_of(config: Config, run: Path | None = None, resume: Any = None, batches: Any = None) -> list[dict[str, float]]:
+def losses_of(
+    config: Config, run: Path | None = None, resume: Any = None, batches: Any = None
+) -> list[dict[str, float]]:
     """Trains on made clips; the metrics of every report."""
     seen: list[dict[str, float]] = []
     keep = local_report(RunWriter(str(run), config), config.train.keep) if run else None

@@ -17,10 +17,30 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 # A file may import only what stands before it.
 ORDER = [
-    "config", "storage", "shards", "packets", "video", "datasets", "sampling", "layers", "encoder", "latent_action",
-    "world_model", "decoder", "controller", "objective", "optimizer", "checkpoint", "state_cache", "batches", "train",
-    "evaluation", "planning", "report", "cluster",
-]  # fmt: skip
+    "config",
+    "storage",
+    "shards",
+    "packets",
+    "video",
+    "datasets",
+    "sampling",
+    "layers",
+    "encoder",
+    "latent_action",
+    "world_model",
+    "decoder",
+    "controller",
+    "objective",
+    "optimizer",
+    "checkpoint",
+    "state_cache",
+    "batches",
+    "train",
+    "evaluation",
+    "planning",
+    "report",
+    "cluster",
+]
 CLUSTER_ORDER = ["session", "submit", "index", "ingest", "fit", "encode", "evaluate", "plan", "search"]
 
 
@@ -86,7 +106,7 @@ def config_fields() -> dict[str, list[str]]:
 
 
 def names_read(path: Path) -> set[str]:
-    """Attributes that a file reads, and fields that its `match` patterns take out (`case TrueActions(action_dim=n)`)."""
+    """Attributes that a file reads, and fields that its `match` patterns take out."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

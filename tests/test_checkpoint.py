@@ -37,16 +37,24 @@ def made_checkpoint(step: int = 7, seed: int = 0) -> Checkpoint:
     objective(made_batch(range(4), config)).total.backward()
     optimizer.step(0)
     return Checkpoint(
-        "latent_action", config, step, Cursor(3, (5, 8)), objective.kept(), optimizer.named_tensors(),
-        objective.encoder.fingerprint(), extra={"action_dim": 2}, metrics={"val_prediction": 0.5},
-    )  # fmt: skip
+        "latent_action",
+        config,
+        step,
+        Cursor(3, (5, 8)),
+        objective.kept(),
+        optimizer.named_tensors(),
+        objective.encoder.fingerprint(),
+        extra={"action_dim": 2},
+        metrics={"val_prediction": 0.5},
+    )
 
 
 @pytest.fixture(params=["local", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, s3: str) -> str:
     if request.param == "local":
         return str(tmp_path / "runs")
-    boto3.client("s3", endpoint_url=s3).create_bucket(Bucket=(bucket := f"checkpoints-{tmp_path.name.replace('_', '-')[:40]}".lower()))
+    bucket = f"checkpoints-{tmp_path.name.replace('_', '-')[:40]}".lower()
+    boto3.client("s3", endpoint_url=s3).create_bucket(Bucket=bucket)
     return f"s3://{bucket}/runs"
 
 
@@ -56,7 +64,12 @@ def test_round_trip(place: str) -> None:
     for uri in (f"{place}/a/step_00000007", f"{place}/a"):
         found = load_checkpoint(uri, optimizer=True)
         assert found.config == saved.config and found.cursor == saved.cursor
-        assert (found.kind, found.step, found.extra, found.metrics) == ("latent_action", 7, {"action_dim": 2}, saved.metrics)
+        assert (found.kind, found.step, found.extra, found.metrics) == (
+            "latent_action",
+            7,
+            {"action_dim": 2},
+            saved.metrics,
+        )
         assert found.fingerprint == saved.fingerprint
         assert found.optimizer is not None and saved.optimizer is not None
         for ours, theirs in ((saved.weights, found.weights), (saved.optimizer, found.optimizer)):
@@ -103,7 +116,8 @@ def cut_json(folder: Path) -> None:
 def edit_json(**changes: object) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         about = json.loads((folder / "checkpoint.json").read_text())
-        (folder / "checkpoint.json").write_text(json.dumps({k: v for k, v in (about | changes).items() if k not in changes or v is not None}))
+        about = {k: v for k, v in (about | changes).items() if k not in changes or v is not None}
+        (folder / "checkpoint.json").write_text(json.dumps(about))
 
     return edit
 
@@ -131,7 +145,7 @@ def test_damage_is_one_line(tmp_path: Path, damage: Callable[[Path], object], sa
     damage(folder)
     with pytest.raises(LawmError, match=said) as caught:
         load_checkpoint(str(folder), optimizer=True)
-    assert "\n" not in str(caught.value) and str(folder) in str(caught.value) or "cursor" in said
+    assert ("\n" not in str(caught.value) and str(folder) in str(caught.value)) or "cursor" in said
 
 
 def change(weights: dict[str, Tensor], how: str) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """Inverse dynamics and bottlenecks: each penalty against a second formula, and the same figures on 1 and 2 ranks."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -252,7 +251,9 @@ def test_two_ranks_give_the_loss_and_gradients_of_one_with_all_clips(two_ranks: 
     terms = objective(made_batch(range(8), config))
     terms.total.backward()
     first, second = (found["sparse"] for found in two_ranks)
-    assert first["penalty"] == pytest.approx(terms.penalty.item(), rel=1e-5) == pytest.approx(second["penalty"], rel=1e-5)
+    assert (
+        first["penalty"] == pytest.approx(terms.penalty.item(), rel=1e-5) == pytest.approx(second["penalty"], rel=1e-5)
+    )
     assert (first["prediction"] + second["prediction"]) / 2 == pytest.approx(terms.prediction.item(), rel=1e-5)
     ours = gradients(objective)
     assert set(ours) == set(first["gradients"])

@@ -60,9 +60,7 @@ def train_parts(config: Any, stop: int, resume: Checkpoint | None = None) -> tup
 @pytest.mark.parametrize("kind", ["noisy", "discrete"])
 def test_resumed_equals_uninterrupted(kind: str) -> None:
     """Noise, codebook upkeep, both optimisers' moments, the schedule and the clips all go on where they were."""
-    config = tiny_kind(
-        kind, train__steps=8, train__checkpoint_every=3, train__log_every=1, model__action_dropout=0.2
-    )  # fmt: skip
+    config = tiny_kind(kind, train__steps=8, train__checkpoint_every=3, train__log_every=1, model__action_dropout=0.2)
     whole, end = train_parts(config, 8)
     before, middle = train_parts(config, 5)  # two steps after the checkpoint of step 3
     assert middle.step == 3 and middle.cursor == Cursor(12)
@@ -82,11 +80,13 @@ def test_resumed_equals_uninterrupted(kind: str) -> None:
 
 
 def test_training_finds_the_latent_action() -> None:
-    """Clips that grow brighter or darker, each at its own pace: with a latent the next frame is known, without it not."""
+    """Clips that grow brighter or darker, each at its own pace: only a latent can say which."""
     generator = np.random.default_rng(0)
     pace = generator.integers(8, 25, 8) * np.resize([1, -1], 8)
     frames = np.clip(128 + pace[:, None] * np.arange(4) + generator.integers(-2, 3, (8, 4)), 0, 255).astype(np.uint8)
-    batch = ClipBatch(torch.from_numpy(frames)[:, :, None, None, None].expand(8, 4, 3, 32, 32), None, None, torch.arange(8))
+    batch = ClipBatch(
+        torch.from_numpy(frames)[:, :, None, None, None].expand(8, 4, 3, 32, 32), None, None, torch.arange(8)
+    )
     last = {}
     for kind in ("none", "deterministic"):
         config = tiny_kind(kind, train__steps=40, train__log_every=5, train__checkpoint_every=40)
@@ -119,7 +119,12 @@ def test_too_many_bad_steps_stop_the_run() -> None:
         config = base.model_copy(update={"train": base.train.model_copy(update={"max_bad_steps": limit, "steps": 9})})
         steps: list[int] = []
         with pytest.raises(LawmError, match=rf"not finite in {limit + 1} steps .*last at step {limit + 2};"):
-            train(new_objective(config), made_batches(config, spoil=spoil), config, lambda s, m, c: steps.append(s))
+            train(
+                new_objective(config),
+                made_batches(config, spoil=spoil),
+                config,
+                lambda s, m, c, steps=steps: steps.append(s),
+            )
         assert steps == list(range(1, limit + 2))
 
 
@@ -139,8 +144,18 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
     writer = RunWriter(str(tmp_path / "a"), config)
     errors = {1: 0.5, 2: 0.3, 3: 0.4, 4: float("nan"), 5: 0.2, 6: 0.6}
-    assert [save(step, error, writer) for step, error in errors.items()] == [[1], [1, 2], [2, 3], [2, 4], [2, 5], [5, 6]]
-    assert sorted(p.name for p in (tmp_path / "a").iterdir() if p.name.startswith("step_")) == ["step_00000005", "step_00000006"]
+    assert [save(step, error, writer) for step, error in errors.items()] == [
+        [1],
+        [1, 2],
+        [2, 3],
+        [2, 4],
+        [2, 5],
+        [5, 6],
+    ]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir() if p.name.startswith("step_")) == [
+        "step_00000005",
+        "step_00000006",
+    ]
     writer = RunWriter(str(tmp_path / "b"), config)  # nothing held out: the two newest
     assert [save(step, None, writer) for step in (1, 2, 3)] == [[1], [1, 2], [2, 3]]
 
@@ -191,19 +206,29 @@ def test_fit_local_from_videos_resumes_and_refuses_another_config(small_set: Sma
     # Finished: nothing to do. Another config: refused; what the cluster is asked for may differ.
     assert fit_local(config, "latent_action", run, progress=lambda step, m: steps.append(step)) == last
     assert steps == [3, 4]
-    check_same_run(tiny_with(**{"data__index": small_set.index, "train__steps": 4, "cluster__workers": 3}), "latent_action", run)
+    check_same_run(
+        tiny_with(**{"data__index": small_set.index, "train__steps": 4, "cluster__workers": 3}), "latent_action", run
+    )
     with pytest.raises(LawmError, match=r"another config \(train\.batch = 4 there, 2 now"):
-        fit_local(config.model_copy(update={"train": config.train.model_copy(update={"batch": 2})}), "latent_action", run)
+        fit_local(
+            config.model_copy(update={"train": config.train.model_copy(update={"batch": 2})}), "latent_action", run
+        )
     with pytest.raises(LawmError, match="kind latent_action there, controller now"):
         check_same_run(config, "controller", run)
 
 
 def test_controller_and_decoder_train_on_a_model_and_leave_it_alone(small_set: SmallSet, tmp_path: Path) -> None:
     config = tiny_with(
-        data__index=small_set.index, data__labels=small_set.labels, train__steps=2, train__checkpoint_every=2,
-        controller__train__steps=4, controller__train__log_every=4, controller__train__checkpoint_every=4,
-        decoder__train__steps=4, decoder__train__checkpoint_every=4,
-    )  # fmt: skip
+        data__index=small_set.index,
+        data__labels=small_set.labels,
+        train__steps=2,
+        train__checkpoint_every=2,
+        controller__train__steps=4,
+        controller__train__log_every=4,
+        controller__train__checkpoint_every=4,
+        decoder__train__steps=4,
+        decoder__train__checkpoint_every=4,
+    )
     parent = fit_local(config, "latent_action", str(tmp_path / "model"))
     from lawm.checkpoint import load_controller, load_decoder, load_model
 

@@ -184,8 +184,9 @@ def _stream(config: Config, uri: str, index: Index, todo: dict[str, list[tuple[i
     ]
     DataContext.get_current().enable_progress_bars = False
     decode_on, encode_on = label_selector(cluster, DECODE), label_selector(cluster, TRAIN)
-    decode: dict[str, Any] = {"num_cpus": cluster.decode_cpus} | ({"label_selector": decode_on} if decode_on else {})
-    encode: dict[str, Any] = {"num_cpus": 1} | ({"label_selector": encode_on} if encode_on else {})
+    # Unlike scheduling strategies also keep Ray from fusing decoding into the actors.
+    decode: dict[str, Any] = {"num_cpus": cluster.decode_cpus, "scheduling_strategy": "SPREAD"} | ({"label_selector": decode_on} if decode_on else {})
+    encode: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "DEFAULT"} | ({"label_selector": encode_on} if encode_on else {})
     if cluster.gpus_per_worker:
         encode["num_gpus"] = cluster.gpus_per_worker
     source = ray.data.from_arrow(pa.table({"chunk": texts})).repartition(len(texts))
@@ -194,7 +195,6 @@ def _stream(config: Config, uri: str, index: Index, todo: dict[str, list[tuple[i
         batch_size=None,
         batch_format="numpy",
         fn_kwargs={"config": config},
-        ray_remote_args_fn=dict,  # keeps Ray from fusing decoding into the actors
         **decode,
     ).map_batches(
         EncodePart,

@@ -159,6 +159,10 @@ def evaluate(
     e = config.evaluate
     labelled = checkpoint.config.model.bottleneck.kind == "true_actions"
     reader = ClipReader(config, e.split, labelled=labelled)
+    if e.context >= config.data.clip.frames:
+        raise LawmError(
+            f"evaluate.context = {e.context} leaves nothing of {config.data.clip.frames} frames to predict; lower it"
+        )
     clips = min(e.clips, len(reader.plan))
     if clips < 2:
         raise LawmError(f"{e.split} split: {clips} clip, and the controls need two; hold out more (data.val_fraction)")

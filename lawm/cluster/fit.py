@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray.data import ExecutionOptions
 from ray.train import CheckpointUploadMode, RunConfig
 from ray.train import DataConfig as RayDataConfig
 from ray.train.torch import TorchTrainer
@@ -28,7 +29,7 @@ from lawm.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from lawm.cluster.ingest import clip_dataset, streamed_batches
+from lawm.cluster.ingest import clip_dataset, keeps_order, streamed_batches
 from lawm.cluster.session import TRAIN, Need, check_resources, label_selector
 from lawm.config import Config, LawmError
 from lawm.objective import ClipBatch
@@ -125,7 +126,10 @@ def fit(config: Config, kind: str, run: str, parent: str | None = None, progress
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=0),
         ),
         datasets={"clips": lambda: _remaining(spec)} if _streams(config, kind) else None,
-        dataset_config=RayDataConfig(enable_shard_locality=cluster.workers > 1),
+        # Ray Train puts its own options over those of the data set, so the order has to be asked for here.
+        dataset_config=RayDataConfig(
+            enable_shard_locality=cluster.workers > 1, execution_options=ExecutionOptions(preserve_order=keeps_order(cluster))
+        ),
     )
     with _watching(board, progress):
         trainer.fit()

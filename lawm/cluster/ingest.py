@@ -17,7 +17,7 @@ from ray.data.collate_fn import NumpyBatchCollateFn
 
 from lawm.batches import LEAST_BAD, BadClip, ClipReader, Quarantine, Sample, collate
 from lawm.cluster.session import DECODE, label_selector
-from lawm.config import Config, LawmError
+from lawm.config import ClusterConfig, Config, LawmError
 from lawm.objective import ClipBatch
 from lawm.sampling import Cursor
 from lawm.shards import Index
@@ -86,6 +86,11 @@ def nth_positions(cursor: Cursor, ids: np.ndarray) -> np.ndarray:
     return np.where(ids < len(free), free[np.minimum(ids, len(free) - 1)] if len(free) else beyond, beyond)
 
 
+def keeps_order(cluster: ClusterConfig) -> bool:
+    """Order costs throughput with several workers; one worker's losses are to equal plain Python's."""
+    return cluster.workers <= 1
+
+
 def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: Index | None = None) -> Dataset:
     """A lazy data set of decoded clips from the cursor on, enough of them for `clips` good ones.
 
@@ -100,8 +105,7 @@ def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: I
     rows = math.ceil((clips + spare) / (1 - config.data.max_bad_fraction)) + CLIPS_PER_BLOCK
     tasks = min(math.ceil(rows / CLIPS_PER_BLOCK), MOST_TASKS)
     context = DataContext.get_current()
-    # Order costs throughput with several workers, and one worker's losses are to equal plain Python's.
-    context.execution_options.preserve_order = config.cluster.workers <= 1
+    context.execution_options.preserve_order = keeps_order(config.cluster)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     remote: dict[str, Any] = {"num_cpus": config.cluster.decode_cpus}

@@ -8,6 +8,7 @@ study with the finished rows and asks for the unfinished trials first, in their 
 
 import io
 import json
+import logging
 import math
 import os
 import threading
@@ -15,14 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
 from ray import exceptions as ray_errors
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
@@ -32,10 +31,10 @@ from lawm.cluster import evaluate as evaluation
 from lawm.cluster import plan as planning
 from lawm.cluster.fit import fit
 from lawm.cluster.fit import needs as training_needs
-from lawm.cluster.session import Need, check_resources, explain
+from lawm.cluster.search_space import METRICS, Choice, Row, Space, with_parameters
+from lawm.cluster.session import Need, check_resources, explain, verbose
 from lawm.cluster.session import _chain as causes
-from lawm.config import Config, ConfigError, Frozen, LawmError, leaf_fields, override, parse_config, recipe
-from lawm.evaluation import capacity, control, cycle, leakage
+from lawm.config import Config, LawmError, leaf_fields, parse_config
 from lawm.objective import ControllerObjective, LatentActionObjective
 from lawm.planning import preset
 from lawm.report import (
@@ -53,242 +52,13 @@ from lawm.report import (
     write_report,
 )
 from lawm.storage import StorageError, absolute, arrow_filesystem, exists, join, read_bytes, write_bytes
-from lawm.train import open_reader
+from lawm.train import fit_local, open_reader, settings
 
-Row = dict[str, Any]
 Progress = Callable[[int, int, str], None]
 
 DRIVER_CPUS = 0.01
 """What Tune reserves for a trial's driver, which waits for its workers; Tune 2.60 refuses to reserve nothing."""
 STUDY = "lawm"
-
-PLANNING = (
-    "planning_error",
-    "planning_error_median",
-    "planning_vs_random",
-    "planning_vs_no_action",
-    "planned_cost_vs_true_actions",
-    "seconds_per_plan",
-)
-PROBES = ("probe_r2_linear", "probe_r2_mlp")
-_FIGURES = {
-    "capacity": capacity.FIGURES,
-    "leakage": leakage.FIGURES,
-    "cycle": cycle.FIGURES,
-    "control": control.FIGURES,
-}
-_BASELINES = ("deterministic", "deterministic_unrolled", "unconstrained")
-"""Values that need a second model; a search has none."""
-METRICS: dict[str, str] = {
-    figure.name: name
-    for name, figures in _FIGURES.items()
-    for figure in figures
-    if not figure.control and figure.above not in _BASELINES and figure.below not in _BASELINES
-} | {name: "probes" for name in PROBES} | {name: "planning" for name in PLANNING}
-"""What can be an objective, and the evaluation that gives it."""
-
-
-# ---------------------------------------------------------------- the space
-class FloatRange(Frozen):
-    type: Literal["uniform", "loguniform"]
-    low: float = Field(allow_inf_nan=False)
-    high: float = Field(allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        return _check_range(self, self.type == "loguniform")
-
-    def distribution(self) -> optuna.distributions.BaseDistribution:
-        return optuna.distributions.FloatDistribution(self.low, self.high, log=self.type == "loguniform")
-
-    def ends(self) -> list[Any]:
-        return [self.low, self.high]
-
-
-class IntRange(Frozen):
-    """Whole numbers from low to high, both included."""
-
-    type: Literal["int", "logint"]
-    low: int
-    high: int
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        return _check_range(self, self.type == "logint")
-
-    def distribution(self) -> optuna.distributions.BaseDistribution:
-        return optuna.distributions.IntDistribution(self.low, self.high, log=self.type == "logint")
-
-    def ends(self) -> list[Any]:
-        return [self.low, self.high]
-
-
-class Choice(Frozen):
-    type: Literal["categorical"]
-    values: tuple[bool | int | float | str, ...] = Field(min_length=2)
-
-    def distribution(self) -> optuna.distributions.BaseDistribution:
-        return optuna.distributions.CategoricalDistribution(self.values)
-
-    def ends(self) -> list[Any]:
-        return list(self.values)
-
-
-def _check_range(self: Any, log: bool) -> Any:
-    if not self.low < self.high:
-        raise ValueError(f"low = {self.low:g} is not below high = {self.high:g}")
-    if log and self.low <= 0:
-        raise ValueError(f"low = {self.low:g}, and the logarithm needs it above 0")
-    return self
-
-
-Dimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]
-_DIMENSIONS: dict[str, type[BaseModel]] = {
-    "uniform": FloatRange, "loguniform": FloatRange, "int": IntRange, "logint": IntRange, "categorical": Choice,
-}  # fmt: skip
-
-
-class Objective(Frozen):
-    metric: str
-    mode: Literal["min", "max"]
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        if self.metric not in METRICS:
-            raise ValueError(f"no metric {self.metric!r}; there are {', '.join(METRICS)}")
-        return self
-
-
-class Space(Frozen):
-    """What is searched, for what, and how long. Written as YAML (see tune_spaces/)."""
-
-    recipe: str | None = None
-    """The recipe that all trials start from; None: the command's."""
-    set: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the config that differ from the recipe in all trials, as --set takes them."""
-    space: dict[str, Dimension] = Field(min_length=1)
-    """The fields that are searched, by dotted name."""
-    objectives: tuple[Objective, ...] = Field(min_length=2, max_length=2)
-    evaluations: tuple[Literal["capacity", "leakage", "cycle"], ...] = ("capacity", "leakage", "cycle")
-    """Evaluations whose results are kept beside the objectives."""
-    trials: int = Field(20, ge=1)
-    max_concurrent: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)
-    points: tuple[dict[str, Any], ...] = ()
-    """Parameters that are tried first; each names every searched field."""
-    infeasible: float = Field(1e3, gt=0, allow_inf_nan=False)
-    """What the search is told of a trial without a finite value (negative where more is better)."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        names = [o.metric for o in self.objectives]
-        if len({*names}) < len(names):
-            raise ValueError(f"objectives: {names[0]} is named twice")
-        if both := sorted({*self.space} & {*self.set}):
-            raise ValueError(f"{both[0]} stands in both `set` and `space`")
-        for point in self.points:
-            if {*point} != {*self.space}:
-                raise ValueError(f"points: {point} has to name {', '.join(self.space)} and nothing else")
-            for name, value in point.items():
-                found = self.space[name]
-                inside = value in found.values if isinstance(found, Choice) else _within(value, found.low, found.high)
-                if not inside:
-                    raise ValueError(f"points: {name} = {value!r} lies outside of the space")
-        return self
-
-    @property
-    def needs_controller(self) -> bool:
-        return any(METRICS[o.metric] in ("planning", "control") for o in self.objectives)
-
-    @property
-    def needs_planning(self) -> bool:
-        return any(METRICS[o.metric] == "planning" for o in self.objectives)
-
-    @property
-    def which(self) -> list[str]:
-        """The evaluations that a trial runs, besides planning."""
-        wanted = {*self.evaluations} | {METRICS[o.metric].replace("probes", "control") for o in self.objectives}
-        return [name for name in evaluation.EVALUATIONS if name in wanted]
-
-    def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        return {name: dimension.distribution() for name, dimension in self.space.items()}
-
-    def told(self, row: Row) -> dict[str, float]:
-        """The objectives as Optuna hears them: a finite penalty for all of them where the trial is infeasible."""
-        if row["status"] == "finished":
-            return {o.metric: float(row["results"][o.metric]["value"]) for o in self.objectives}
-        return {o.metric: self.infeasible if o.mode == "min" else -self.infeasible for o in self.objectives}
-
-
-def _within(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 1e-5 as text; people mean a number."""
-    if isinstance(value, dict):
-        return {key: _numbers(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    return value
-
-
-def read_space(uri: str) -> Space:
-    """The space in a YAML file. Raises LawmError: not there, not YAML, unknown fields (with the valid ones)."""
-    try:
-        data = yaml.safe_load(read_bytes(uri))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise LawmError(f"{uri}{where}: not YAML ({getattr(error, 'problem', None) or error})") from error
-    if not isinstance(data, dict):
-        raise LawmError(f"{uri}: expected a mapping with the fields {', '.join(Space.model_fields)}")
-    try:
-        return Space.model_validate(_numbers(data))
-    except ValidationError as error:
-        raise LawmError(f"{uri}: " + "; ".join(_said(e) for e in error.errors()[:3])) from None
-
-
-def _said(error: Any) -> str:
-    path = [p for p in error["loc"] if not (len(error["loc"]) > 2 and p in _DIMENSIONS)]
-    where, what = ".".join(map(str, path)), error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        model: type[BaseModel] = Space
-        if path[0] == "objectives":
-            model = Objective
-        elif path[0] == "space":
-            model = next(_DIMENSIONS[p] for p in error["loc"] if p in _DIMENSIONS)
-        return f"unknown field {where}. Valid fields: {', '.join(model.model_fields)}"
-    if error["type"] in ("missing", "value_error") or isinstance(error["input"], dict | list):
-        return f"{where}: {what}" if where else what
-    return f"{where}: {what} (got {error['input']!r})"[:300]
-
-
-def base_config(space: Space, given: str) -> Config:
-    """The config that all trials share: the space's recipe (or the one given) and its `set`. Raises ConfigError."""
-    config = recipe(space.recipe or given)
-    for path, value in space.set.items():
-        config = _override(config, path, value, "set")
-    return config
-
-
-def _override(config: Config, path: str, value: Any, where: str) -> Config:
-    try:
-        return override(config, path, value)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {str(error).removeprefix('--set ')}") from None
-
-
-def with_parameters(config: Config, parameters: dict[str, Any]) -> Config:
-    """A trial's config. Raises ConfigError."""
-    for path, value in parameters.items():
-        config = _override(config, path, value, "space")
-    return config
 
 
 # ---------------------------------------------------------------- what a search asks for
@@ -300,8 +70,17 @@ def needs(space: Space, config: Config) -> list[list[Need]]:
     if space.needs_planning:
         phases.append(planning.needs(config))
     many = min(space.max_concurrent, space.trials)
-    drivers = Need("trial driver", many, DRIVER_CPUS, lower="")
+    held = driver_resources(config)
+    drivers = Need("trial driver", many, held["CPU"], held.get("GPU", 0.0))
     return [[drivers, *[_times(need, many) for need in phase]] for phase in phases]
+
+
+def driver_resources(config: Config) -> dict[str, float]:
+    """What Tune reserves for a trial's driver: next to nothing, or a worker's share if it trains by itself."""
+    cluster = config.cluster
+    if cluster.workers:
+        return {"CPU": DRIVER_CPUS}
+    return {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
 
 
 def _times(need: Need, many: int) -> Need:
@@ -500,17 +279,23 @@ def run_trial(given: dict[str, Any], job: Job) -> None:
 def measure(job: Job, trial: str, config: Config, folder: str, row: Row) -> None:
     """Fills `row` with checkpoints and results; what an interrupted trial has done is not done again."""
 
-    def note(what: str) -> Callable[[dict[str, Any]], None]:
+    def note(what: str) -> None:
         job.notes.put.remote(trial, what)
-        return lambda figures: job.notes.put.remote(trial, f"{what} {figures['step']}/{figures.get('steps', '?')}")
+
+    def trained(kind: str, name: str, parent: str | None) -> str:
+        note(name)
+        run, steps = join(folder, name), settings(config, kind)[1].steps
+        if config.cluster.workers:
+            return fit(config, kind, run, parent, lambda figures: note(f"{name} {figures['step']}/{steps}"))
+        # Ray Train's local mode reports to the session that it finds, and Tune's refuses it.
+        return fit_local(config, kind, run, parent, lambda step, _: note(f"{name} {step}/{steps}"))
 
     space = job.space
-    model = fit(config, LatentActionObjective.kind, join(folder, "model"), None, note("model"))
+    model = trained(LatentActionObjective.kind, "model", None)
     row["checkpoint"] = model
     controller = None
     if space.needs_controller:
-        run = join(folder, "controller")
-        controller = fit(config, ControllerObjective.kind, run, model, note("controller"))
+        controller = trained(ControllerObjective.kind, "controller", model)
         row["controller"] = controller
     note("evaluate")
     results = evaluation.evaluate(config, model, space.which, controller=controller, dataset=job.dataset)
@@ -583,11 +368,13 @@ def _run_trials(ledger: Ledger, count: int, progress: Progress | None, dataset: 
     # Tune's handler would wait for the running trials; an interrupt is for stopping, and a rerun resumes them.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if not verbose():
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is said once, below
     notes = Notes.remote()  # type: ignore[attr-defined]
     job = Job(ledger.out, space, config, dataset, notes)
     filesystem, path = arrow_filesystem(join(ledger.out, "tune"))
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, job=job), {"CPU": DRIVER_CPUS}),
+        tune.with_resources(tune.with_parameters(run_trial, job=job), driver_resources(config)),
         tune_config=tune.TuneConfig(
             search_alg=Suggestions(ledger),
             num_samples=count,
@@ -605,7 +392,9 @@ def _run_trials(ledger: Ledger, count: int, progress: Progress | None, dataset: 
     )
     with _watching(ledger, notes, progress):
         grid = tuner.fit()
-    return [" ".join((explain(error) or str(error).strip().splitlines()[-1]).split()) for error in grid.errors]
+    failed = [grid[i] for i in range(len(grid)) if grid[i].error is not None]
+    said = [explain(r.error) or str(r.error).strip().splitlines()[-1] for r in failed if r.error is not None]
+    return [f"{' '.join(one.split())} (more in {r.path}/error.txt)" for one, r in zip(said, failed, strict=True)]
 
 
 @contextmanager
@@ -700,12 +489,13 @@ def shown_table(space: Space, rows: Sequence[Row], title: str = "trials") -> Tab
     for row in sorted(rows, key=order):
         found = [row["results"].get(o.metric) for o in space.objectives]
         cells = [Estimate(r["value"], r["low"], r["high"]) if r else None for r in found]
-        said = row["status"] + (f": {row['reason']}" if row["reason"] else "")
         parameters = [row["parameters"][name] for name in space.space]
-        lines.append(["★" if row["pareto"] else "", row["trial"], *parameters, *cells, row["seconds"], said])
-    names = [f"{o.metric} ({o.mode}) [95 %]" for o in space.objectives]
-    columns = ["Pareto", "Trial", *(short(name) for name in space.space), *names, "Seconds", "Status"]
-    return Table(title, columns, lines, caption="★: in the Pareto set of the finished trials. One seed a trial.")
+        said = row["status"] + (f": {row['reason']}" if row["reason"] else "")
+        lines.append(["★" if row["pareto"] else "", row["trial"], *parameters, *cells, said])
+    names = [f"{o.metric} {'↓' if o.mode == 'min' else '↑'}" for o in space.objectives]
+    columns = ["", "Trial", *(short(name) for name in space.space), *names, "Status"]
+    caption = "★ in the Pareto set. ↓ less, ↑ more is better. 95 % intervals over clips or episodes; one seed a trial."
+    return Table(title, columns, lines, caption=caption)
 
 
 def short(name: str) -> str:
