@@ -31,7 +31,14 @@ def figures_of(results: list[Result]) -> dict[str, Result]:
 
 def one_seed(config: Config, out: Path, data: Path, episodes: int, seed: int) -> list[Result]:
     """Trains and measures one seed on shared data; results are kept, so that a rerun goes on."""
-    for field in ("train.seed", "controller.train.seed", "decoder.train.seed", "data.seed", "evaluate.seed", "plan.seed"):
+    for field in (
+        "train.seed",
+        "controller.train.seed",
+        "decoder.train.seed",
+        "data.seed",
+        "evaluate.seed",
+        "plan.seed",
+    ):
         config = override(config, field, seed)
     demo = Demo(config, out, episodes)
     kept = out / "results.json"
@@ -85,7 +92,9 @@ def row(results: list[list[Result]]) -> tuple[dict[str, Any], dict[str, Any], bo
 
 def main(argv: list[str] | None = None) -> int:
     made = parser(__doc__)
-    made.add_argument("--seeds", type=int, default=0, metavar="N", help="train N seeds afresh (default: read the last demo)")
+    made.add_argument(
+        "--seeds", type=int, default=0, metavar="N", help="train N seeds afresh (default: read the last demo)"
+    )
     made.add_argument("--also", action="store_true", help="with --seeds: sparse and discrete as well")
     made.add_argument("--out", type=Path, default=None, help="default: runs/demo, or runs/demo-seeds with --seeds")
     made.add_argument("--episodes", type=int, default=700, help="PushT episodes (default: 700)")
@@ -104,12 +113,20 @@ def main(argv: list[str] | None = None) -> int:
         means, detail, holds = row(results)
         for key, value in means.items():
             said = detail.get(key, {})
-            print(f"{name:10s} {key:24s} {value}  seeds {said.get('seeds')}  {'holds' if said.get('holds') else 'MISSED'}")
+            print(
+                f"{name:10s} {key:24s} {value}  seeds {said.get('seeds')}  {'holds' if said.get('holds') else 'MISSED'}"
+            )
         if i == 0:
             first, every = (means, detail), holds
         else:
             others[name] = {"figures": means, "detail": detail}
-    figures = {**first[0], "gates_hold": every, "detail": first[1], "others": others, "seeds": len(next(iter(found.values())))}
+    figures = {
+        **first[0],
+        "gates_hold": every,
+        "detail": first[1],
+        "others": others,
+        "seeds": len(next(iter(found.values()))),
+    }
     finish("demo", figures, ("lawm", "torch", "ray", "gym-pusht"))
     return 0 if every else 1
 

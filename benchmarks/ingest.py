@@ -50,7 +50,9 @@ def bare_rate(config: Config, cores: int, clips: int) -> float:
     """Clips/s of `cores` processes that only decode."""
     context = multiprocessing.get_context("spawn")
     results, ready = context.Queue(), context.Barrier(cores)
-    workers = [context.Process(target=decode_share, args=(config, i, cores, clips, results, ready)) for i in range(cores)]
+    workers = [
+        context.Process(target=decode_share, args=(config, i, cores, clips, results, ready)) for i in range(cores)
+    ]
     for worker in workers:
         worker.start()
     slowest = max(results.get() for _ in workers)
@@ -169,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
                 rate, seconds = ray_rate(config, clips, 4 * BATCH, folder)
                 through.append(rate)
                 first.append(seconds)
-                print(f"round {turn + 1}: bare {bare[-1]:.1f} clips/s, through Ray {rate:.1f}, first batch {seconds:.1f} s")
+                print(f"round {turn + 1}: bare {bare[-1]:.1f} clips/s, Ray {rate:.1f}, first batch {seconds:.1f} s")
             store = session.memory_report()
     print(store)
     figures = {

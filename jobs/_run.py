@@ -140,7 +140,9 @@ def train_plainly(job: Fit) -> str:
         )
 
 
-def run_training(args: argparse.Namespace, config: Config, kind: str, parent: str | None, videos: Sequence[str] = ()) -> int:
+def run_training(
+    args: argparse.Namespace, config: Config, kind: str, parent: str | None, videos: Sequence[str] = ()
+) -> int:
     """The body of `lawm train`, `lawm controller` and `lawm decoder`."""
     from lawm.cluster.fit import needs
     from lawm.cluster.session import start
@@ -173,7 +175,9 @@ def run_training(args: argparse.Namespace, config: Config, kind: str, parent: st
             print(session.memory_report())
         bad = quarantined(out)
         if bad:
-            print(f"{len(bad)} clips were refused, listed in {storage.join(out, 'quarantine.jsonl')}; the last: {bad[-1]}")
+            print(
+                f"{len(bad)} clips were refused, listed in {storage.join(out, 'quarantine.jsonl')}; the last: {bad[-1]}"
+            )
     return 0
 
 
@@ -205,5 +209,3 @@ def write_results(where: str, results: Sequence[Any]) -> None:
     import json
 
     storage.write_bytes(where, json.dumps([vars(r) for r in results], indent=1).encode())
-
-

@@ -15,8 +15,12 @@ from jobs._run import add_data_arguments, checkpoint_config, run_training
 def main(argv: list[str] | None = None) -> int:
     parser = base_parser("controller", __doc__)
     add_data_arguments(parser)
-    parser.add_argument("--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it")
-    parser.add_argument("--out", default="runs/controller", metavar="URI", help="the run folder (default: runs/controller)")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it"
+    )
+    parser.add_argument(
+        "--out", default="runs/controller", metavar="URI", help="the run folder (default: runs/controller)"
+    )
     parser.add_argument("--plain", action="store_true", help="train in this process, without Ray Train and Ray Data")
     args = parser.parse_args(argv)
     return run_training(args, checkpoint_config(args), "controller", args.checkpoint)

@@ -61,7 +61,11 @@ class Demo:
 
     def on(self, keys: str | None, **data: Any) -> Config:
         """The config for these videos, read from the cache unless told otherwise."""
-        given = {"index": self.path("index.parquet"), "cache": self.path("cache"), "labels": self.path("pusht", "labels.parquet")}
+        given = {
+            "index": self.path("index.parquet"),
+            "cache": self.path("cache"),
+            "labels": self.path("pusht", "labels.parquet"),
+        }
         update = given | {"keys": keys} | data
         return self.config.model_copy(update={"data": self.config.data.model_copy(update=update)})
 
@@ -123,10 +127,14 @@ def measure(demo: Demo) -> list[Result]:
     with demo.step("evaluate"):
         results = evaluate(demo.on(PUSHT), model, deterministic=twin, controller=controller, dataset="PushT, held out")
         natural = override(demo.on("[!p]*", labels=None), "evaluate.split", "all")
-        results += evaluate(natural, model, ("capacity", "leakage", "cycle"), deterministic=twin, dataset="natural, seen")
+        results += evaluate(
+            natural, model, ("capacity", "leakage", "cycle"), deterministic=twin, dataset="natural, seen"
+        )
     with demo.step("plan"), counted("plan") as show:
         config = demo.on(PUSHT)
-        rows = plan_episodes(config, model, controller, demo.path("plan"), lambda done, total: show(done, total, "episodes"))
+        rows = plan_episodes(
+            config, model, controller, demo.path("plan"), lambda done, total: show(done, total, "episodes")
+        )
         e = config.evaluate
         step = load_checkpoint(model).step
         results += summarize_episodes(rows, "arena units", "PushT, held out", step, e.bootstrap, e.seed)
@@ -152,8 +160,8 @@ def report(demo: Demo, results: list[Result]) -> str:
         "action from two consecutive states of a frozen image encoder, and a world model predicts the next state from "
         "the past and that action. The controller then learns, from labelled clips, which latent a real action is, and "
         "CEM plans real actions through it.\n\n"
-        "Rows marked as controls say what a figure would be without the thing that it claims to measure. Leakage near 1 "
-        "would mean that the latent copies the next frame; the code that does copy it is the control beside it."
+        "Rows marked as controls say what a figure would be without the thing that it claims to measure. Leakage near "
+        "1 would mean that the latent copies the next frame; the code that does copy it is the control beside it."
     )
     sections: list[Section] = [Text("What this is", intro), headlines(results)]
     for dataset in dict.fromkeys(r.dataset for r in results):
@@ -164,20 +172,26 @@ def report(demo: Demo, results: list[Result]) -> str:
         ("[!p]*", None, "all", "Natural videos (seen in training): predicted and true frames"),
     ):
         config = demo.on(keys, cache=None, **({} if control else {"labels": None}))
-        caption = "Every rollout starts from the first frame's state alone; the decoder is small and sets the ceiling shown."
+        caption = (
+            "Every rollout starts from the first frame's state alone; the decoder is small and sets the ceiling shown."
+        )
         found = picture_section(config, model, decoder, control, split, 3 if control else 2, title, caption)
         sections += [found] if found else []
         if found and control:
             Path(demo.path("pictures.png")).write_bytes(grid_png(found, 5))
     sections += refused_section([demo.path(n) for n in ("model", "controller", "decoder")])
     sections += facts(demo.config, **{f"seconds, {k}": round(v, 1) for k, v in demo.seconds.items()})
-    return write_report(demo.path("report.html"), "lawm demo", sections, f"{demo.episodes} PushT episodes and 4 natural videos")
+    return write_report(
+        demo.path("report.html"), "lawm demo", sections, f"{demo.episodes} PushT episodes and 4 natural videos"
+    )
 
 
 @run_job
 def main(argv: list[str] | None = None) -> int:
     parser = base_parser("demo", __doc__)
-    parser.add_argument("--out", default="runs/demo", metavar="FOLDER", help="where everything goes (default: runs/demo)")
+    parser.add_argument(
+        "--out", default="runs/demo", metavar="FOLDER", help="where everything goes (default: runs/demo)"
+    )
     parser.add_argument("--episodes", type=int, default=700, metavar="N", help="PushT episodes (default: 700)")
     parser.add_argument("--fresh", action="store_true", help="remove --out first")
     args = parser.parse_args(argv)
@@ -190,14 +204,22 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.dry_run:
         clips = config.train.steps * config.train.batch
-        describe(config, needs(config, "latent_action") + evaluate_needs(config), clips, out=str(demo.out), episodes=demo.episodes)
+        describe(
+            config,
+            needs(config, "latent_action") + evaluate_needs(config),
+            clips,
+            out=str(demo.out),
+            episodes=demo.episodes,
+        )
         return 0
     if args.fresh and demo.out.exists():
         if not (demo.out / "demo.json").exists():
             raise LawmError(f"--fresh: {demo.out} is not a demo's folder; remove it yourself or choose another --out")
         shutil.rmtree(demo.out)
     demo.out.mkdir(parents=True, exist_ok=True)
-    (demo.out / "demo.json").write_text(json.dumps({"episodes": demo.episodes, "config": config.model_dump()}, indent=1))
+    (demo.out / "demo.json").write_text(
+        json.dumps({"episodes": demo.episodes, "config": config.model_dump()}, indent=1)
+    )
     began = time.monotonic()
     with start(config.cluster) as session:
         prepare_data(demo)

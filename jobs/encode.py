@@ -1,7 +1,7 @@
 """Write the frozen encoder's states of an index's videos once, for every run that follows.
 
-    lawm encode --index index.parquet --out cache
-    lawm train --cache cache
+lawm encode --index index.parquet --out cache
+lawm train --cache cache
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Measure a checkpoint: capacity, leakage, cycle consistency, controller and probes, with intervals and controls.
 
-    lawm evaluate --checkpoint runs/mine --deterministic runs/mine-deterministic --out runs/mine/evaluation.json
+lawm evaluate --checkpoint runs/mine --deterministic runs/mine-deterministic --out runs/mine/evaluation.json
 """
 
 import sys
@@ -16,11 +16,17 @@ NAMES = ("capacity", "leakage", "cycle", "control")
 def main(argv: list[str] | None = None) -> int:
     parser = base_parser("evaluate", __doc__)
     add_data_arguments(parser)
-    parser.add_argument("--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it")
-    parser.add_argument("--deterministic", metavar="URI", help="the deterministic model of equal data and steps (a control)")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it"
+    )
+    parser.add_argument(
+        "--deterministic", metavar="URI", help="the deterministic model of equal data and steps (a control)"
+    )
     parser.add_argument("--unconstrained", metavar="URI", help="the unconstrained model of equal data and steps")
     parser.add_argument("--controller", metavar="URI", help="a controller of this checkpoint (needs labels)")
-    parser.add_argument("--which", nargs="+", choices=NAMES, default=list(NAMES), help="evaluations (default: all that the data allow)")
+    parser.add_argument(
+        "--which", nargs="+", choices=NAMES, default=list(NAMES), help="evaluations (default: all that the data allow)"
+    )
     parser.add_argument("--dataset", default="held-out", metavar="NAME", help="what the results call the data")
     parser.add_argument("--out", metavar="FILE.json", help="where the results go (default: on the terminal only)")
     args = parser.parse_args(argv)
@@ -35,7 +41,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with start(config.cluster, needs=needs(config)):
         results = evaluate(
-            config, storage.absolute(args.checkpoint), args.which, args.deterministic, args.unconstrained, args.controller, args.dataset
+            config,
+            storage.absolute(args.checkpoint),
+            args.which,
+            args.deterministic,
+            args.unconstrained,
+            args.controller,
+            args.dataset,
         )
     print_table(results_table(f"{args.checkpoint} on {args.dataset}", results))
     if args.out:

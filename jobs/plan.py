@@ -16,10 +16,14 @@ from lawm import storage
 def main(argv: list[str] | None = None) -> int:
     parser = base_parser("plan", __doc__)
     add_data_arguments(parser)
-    parser.add_argument("--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it"
+    )
     parser.add_argument("--controller", required=True, metavar="URI", help="the controller of that model")
     parser.add_argument("--out", default="runs/plan", metavar="URI", help="folder of the episodes (default: runs/plan)")
-    parser.add_argument("--unit", default="action units", metavar="UNIT", help="unit of the actions, for the tables (as in: m)")
+    parser.add_argument(
+        "--unit", default="action units", metavar="UNIT", help="unit of the actions, for the tables (as in: m)"
+    )
     parser.add_argument("--dataset", default="held-out", metavar="NAME", help="what the results call the data")
     args = parser.parse_args(argv)
     config = checkpoint_config(args)

@@ -1,6 +1,6 @@
 """One self-contained report.html of a run: tables with intervals and controls, loss curves, pictures.
 
-    lawm report --checkpoint runs/mine --results runs/mine/evaluation.json --decoder runs/mine-decoder --out report.html
+lawm report --checkpoint runs/mine --results runs/mine/evaluation.json --decoder runs/mine-decoder --out report.html
 """
 
 import json
@@ -12,13 +12,26 @@ from jobs._cli import base_parser, describe, run_job
 from jobs._run import add_data_arguments, checkpoint_config, quarantined, read_results
 from lawm import storage
 from lawm.config import Config, LawmError
-from lawm.report import Curves, Details, Pictures, Section, Series, Text, command_line, machine, results_table, write_report
+from lawm.report import (
+    Curves,
+    Details,
+    Pictures,
+    Section,
+    Series,
+    Text,
+    command_line,
+    machine,
+    results_table,
+    write_report,
+)
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; empty where there is none."""
     where = storage.join(run, "metrics.jsonl")
-    return [json.loads(line) for line in storage.read_bytes(where).decode().splitlines()] if storage.exists(where) else []
+    return (
+        [json.loads(line) for line in storage.read_bytes(where).decode().splitlines()] if storage.exists(where) else []
+    )
 
 
 def loss_curves(runs: dict[str, str]) -> list[Section]:
@@ -42,7 +55,14 @@ def loss_curves(runs: dict[str, str]) -> list[Section]:
 
 
 def picture_section(
-    config: Config, checkpoint: str, decoder: str | None, controller: str | None, split: str, clips: int, title: str, caption: str
+    config: Config,
+    checkpoint: str,
+    decoder: str | None,
+    controller: str | None,
+    split: str,
+    clips: int,
+    title: str,
+    caption: str,
 ) -> Pictures | None:
     """Rollouts of the split's first clips against the true frames. None if the split has fewer than two."""
     from lawm.batches import ClipReader, collate, first_clips
@@ -90,7 +110,10 @@ def grid_png(pictures: Pictures, rows: int, side: int = 96) -> bytes:
 
 def facts(config: Config, **more: Any) -> list[Section]:
     """Config, machine and command, folded away."""
-    return [Details("Machine and command", {**machine(), "command": command_line(), **more}), Details("Config", config.model_dump())]
+    return [
+        Details("Machine and command", {**machine(), "command": command_line(), **more}),
+        Details("Config", config.model_dump()),
+    ]
 
 
 def refused_section(runs: Sequence[str]) -> list[Section]:
@@ -104,9 +127,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = base_parser("report", __doc__)
     add_data_arguments(parser)
     parser.add_argument("--checkpoint", required=True, metavar="URI", help="the run folder of the latent action model")
-    parser.add_argument("--results", nargs="*", default=[], metavar="FILE.json", help="results of `lawm evaluate` and `lawm plan`")
+    parser.add_argument(
+        "--results", nargs="*", default=[], metavar="FILE.json", help="results of `lawm evaluate` and `lawm plan`"
+    )
     parser.add_argument("--decoder", metavar="URI", help="its decoder, for pictures")
-    parser.add_argument("--controller", metavar="URI", help="its controller, for pictures of rollouts under true actions")
+    parser.add_argument(
+        "--controller", metavar="URI", help="its controller, for pictures of rollouts under true actions"
+    )
     parser.add_argument("--compare", nargs="*", default=[], metavar="RUN", help="further run folders for the curves")
     parser.add_argument("--clips", type=int, default=3, help="clips in the pictures (default: 3)")
     parser.add_argument("--out", default="report.html", metavar="URI", help="default: report.html")
@@ -122,7 +149,16 @@ def main(argv: list[str] | None = None) -> int:
     sections += loss_curves({uri.rstrip("/").rsplit("/", 1)[-1]: storage.absolute(uri) for uri in [run, *args.compare]})
     if config.data.index:
         caption = "Held-out clips. Rollouts start from the first state alone."
-        pictures = picture_section(config, run, args.decoder, args.controller, config.evaluate.split, args.clips, "Predicted and true frames", caption)
+        pictures = picture_section(
+            config,
+            run,
+            args.decoder,
+            args.controller,
+            config.evaluate.split,
+            args.clips,
+            "Predicted and true frames",
+            caption,
+        )
         sections += [pictures] if pictures else []
     sections += refused_section([run]) + facts(config)
     print(write_report(args.out, f"lawm: {args.checkpoint}", sections))

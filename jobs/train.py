@@ -17,7 +17,13 @@ from lawm.config import LawmError
 def main(argv: list[str] | None = None) -> int:
     parser = base_parser("train", __doc__)
     add_data_arguments(parser)
-    parser.add_argument("--videos", nargs="+", default=[], metavar="SOURCE", help="folders, files, tars or s3:// prefixes, indexed first")
+    parser.add_argument(
+        "--videos",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="folders, files, tars or s3:// prefixes, indexed first",
+    )
     parser.add_argument("--out", default="runs/train", metavar="URI", help="the run folder (default: runs/train)")
     parser.add_argument("--plain", action="store_true", help="train in this process, without Ray Train and Ray Data")
     args = parser.parse_args(argv)

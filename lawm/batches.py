@@ -82,7 +82,12 @@ class ClipReader:
     """
 
     def __init__(
-        self, config: Config, split: Split = "train", labelled: bool = False, frames: bool = False, index: Index | None = None
+        self,
+        config: Config,
+        split: Split = "train",
+        labelled: bool = False,
+        frames: bool = False,
+        index: Index | None = None,
     ) -> None:
         data = config.data
         self.config = config
@@ -96,7 +101,11 @@ class ClipReader:
                 raise LawmError("no clips: set data.index (see `lawm index`), give --videos FOLDER, or set data.cache")
         usable = index.usable()
         if data.keys is not None:
-            usable = Index(usable.table.filter(pa.array([fnmatchcase(k, data.keys) for k in usable.table.column("key").to_pylist()])))
+            usable = Index(
+                usable.table.filter(
+                    pa.array([fnmatchcase(k, data.keys) for k in usable.table.column("key").to_pylist()])
+                )
+            )
             if not len(usable):
                 raise LawmError(f"data.keys = {data.keys!r} matches no usable video of {data.index or data.cache}")
         if not len(usable):
@@ -112,8 +121,8 @@ class ClipReader:
         self.index = usable if split == "all" else usable.split(split, data.val_fraction)
         if not len(self.index):
             raise LawmError(
-                f"the {split} split is empty: {len(usable)} usable videos at data.val_fraction = {data.val_fraction:g}; "
-                "set data.val_fraction (0 holds nothing out), or add videos"
+                f"the {split} split is empty: {len(usable)} usable videos, "
+                f"data.val_fraction = {data.val_fraction:g}; set data.val_fraction (0 holds nothing out), or add videos"
             )
         self.plan = SamplingPlan(self.index, data.clip, data.clips_per_video, data.seed)
         self.keys = self.index.table.column("key").to_pylist()

@@ -197,7 +197,9 @@ def load_controller(uri: str, model: LatentActionObjective, parent: Checkpoint) 
 def load_decoder(uri: str, model: LatentActionObjective, parent: Checkpoint) -> DecoderObjective:
     """The decoder trained on that model; refused if it was trained on another."""
     checkpoint = _load_child(uri, model, parent, DecoderObjective.kind)
-    config = checkpoint.config.model_copy(update={"decoder": checkpoint.config.decoder.model_copy(update={"lpips": 0.0})})
+    config = checkpoint.config.model_copy(
+        update={"decoder": checkpoint.config.decoder.model_copy(update={"lpips": 0.0})}
+    )
     objective = DecoderObjective(config, model)
     objective.load_kept(checkpoint.weights, uri)
     return objective.eval()

@@ -374,7 +374,9 @@ def override(config: Config, path: str, value: Any) -> Config:
         if key not in node:
             close = difflib.get_close_matches(key, node, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise ConfigError(f"--set {path}: {where} has no field {key!r}{hint} Valid fields: {', '.join(sorted(node))}")
+            raise ConfigError(
+                f"--set {path}: {where} has no field {key!r}{hint} Valid fields: {', '.join(sorted(node))}"
+            )
         if depth + 1 < len(keys):
             node = node[key]
     last = keys[-1]
@@ -390,7 +392,8 @@ def parse_config(data: dict[str, Any], where: str) -> Config:
         return Config.model_validate(data)
     except ValidationError as error:
         said = "; ".join(
-            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})"[:300] for e in error.errors()[:3]
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})"[:300]
+            for e in error.errors()[:3]
         )
         raise ConfigError(f"{where}: {said}") from None
 
@@ -439,10 +442,13 @@ def demo() -> Config:
         train=TrainConfig(steps=700, batch=16, log_every=10, checkpoint_every=350),
         controller=ControllerConfig(
             model=AttentionController(width=128, depth=2, heads=4),
-            train=TrainConfig(steps=300, batch=32, checkpoint_every=300),
+            train=TrainConfig(steps=350, batch=16, checkpoint_every=350),
         ),
         decoder=DecoderConfig(
-            width=128, depth=2, heads=4, lpips=0.0,
+            width=128,
+            depth=2,
+            heads=4,
+            lpips=0.0,
             optimizer=OptimizerConfig(adamw_lr=1e-3, weight_decay=0.01),
             train=TrainConfig(steps=200, batch=8, checkpoint_every=200),
         ),
@@ -537,7 +543,17 @@ def report_discrete() -> Config:
 
 RECIPES: dict[str, Callable[[], Config]] = {
     f.__name__: f
-    for f in (tiny, demo, small, paper_sparse, paper_noisy, paper_discrete, report_sparse, report_noisy, report_discrete)
+    for f in (
+        tiny,
+        demo,
+        small,
+        paper_sparse,
+        paper_noisy,
+        paper_discrete,
+        report_sparse,
+        report_noisy,
+        report_discrete,
+    )
 }
 
 

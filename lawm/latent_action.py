@@ -5,6 +5,7 @@ Equations: Garrido et al. 2026, section 3, as read in the spec of each config cl
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def make_mlp(inputs: int, hidden: int, outputs: int, layers: int) -> nn.Sequenti
     """`layers` linear layers with GELU between them."""
     widths = [inputs] + [hidden] * (layers - 1) + [outputs]
     parts: list[nn.Module] = []
-    for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(widths)):
         parts += [nn.Linear(a, b)] + ([nn.GELU()] if i < layers - 1 else [])
     return nn.Sequential(*parts)
 

@@ -71,7 +71,9 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads or (width // heads) % 2:
-            raise ConfigError(f"width = {width} with heads = {heads}: each head needs an even share of the width; set one to fit")
+            raise ConfigError(
+                f"width = {width} with heads = {heads}: each head needs an even share of the width; set one to fit"
+            )
         self.heads = heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)

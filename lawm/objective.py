@@ -166,9 +166,7 @@ class ControllerObjective(Objective):
         if model.latent_action.kind == "deterministic":
             raise LawmError("a deterministic model has no latent actions: there is nothing to control")
         self.model = model.requires_grad_(False).eval()
-        self.controller = Controller(
-            config.controller, model.encoder.state_width, action_dim, config.model.latent_dim
-        )
+        self.controller = Controller(config.controller, model.encoder.state_width, action_dim, config.model.latent_dim)
 
     def train(self, mode: bool = True) -> "ControllerObjective":
         super().train(mode)

@@ -64,7 +64,9 @@ def part_name(pieces: list[Piece]) -> str:
     return f"part-{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}.arrow"
 
 
-def finish_cache(uri: str, key: dict[str, Any], index: Index, parts: dict[str, list[Piece]], shape: tuple[int, int]) -> None:
+def finish_cache(
+    uri: str, key: dict[str, Any], index: Index, parts: dict[str, list[Piece]], shape: tuple[int, int]
+) -> None:
     """Writes index and manifest; only now is the folder a cache. `parts`: pieces of each file, in row order."""
     write_index(index, join(uri, "index.parquet"))
     pieces = {name: [[p.key, p.first, p.frames] for p in found] for name, found in parts.items()}
@@ -104,7 +106,9 @@ class StateCache:
         wanted = cache_key(config, encoder.fingerprint(), self.key["index"])
         wrong = [f"{k}: cache {self.key.get(k)!r}, config {v!r}" for k, v in wanted.items() if self.key.get(k) != v]
         if wrong:
-            raise LawmError(f"{self.uri}: a cache of something else ({'; '.join(wrong)}); run `lawm encode` for this config")
+            raise LawmError(
+                f"{self.uri}: a cache of something else ({'; '.join(wrong)}); run `lawm encode` for this config"
+            )
 
     def _states(self, part: str) -> np.ndarray:
         if part not in self._parts:
@@ -115,7 +119,9 @@ class StateCache:
                 else:
                     table = pa.ipc.open_file(pa.memory_map(uri)).read_all()
             except (OSError, pa.ArrowInvalid) as error:
-                raise LawmError(f"{uri}: missing or damaged part of the state cache ({error}); run `lawm encode` again") from error
+                raise LawmError(
+                    f"{uri}: missing or damaged part of the state cache ({error}); run `lawm encode` again"
+                ) from error
             column = table.column("state").combine_chunks()
             flat = column.values.to_numpy(zero_copy_only=True)
             self._parts[part] = flat.reshape(-1, self.tokens, self.width)

@@ -128,19 +128,31 @@ def train(
             norm = optimizer.clip_gradients()
             optimizer.step(step)
             upkeep = objective.maintain(optimizer.state)
-            window.add({**terms.metrics, "loss": terms.total.detach(), "penalty": terms.penalty.detach(), "gradient_norm": norm, **upkeep})
+            window.add(
+                {
+                    **terms.metrics,
+                    "loss": terms.total.detach(),
+                    "penalty": terms.penalty.detach(),
+                    "gradient_norm": norm,
+                    **upkeep,
+                }
+            )
         else:
             bad_steps += 1
             if bad_steps > loop.max_bad_steps:
                 raise LawmError(
-                    f"the loss was not finite in {bad_steps} steps (train.max_bad_steps = {loop.max_bad_steps}), last at "
-                    f"step {step + 1}; lower optimizer.muon_lr and optimizer.adamw_lr, or look for bad input"
+                    f"the loss was not finite in {bad_steps} steps (train.max_bad_steps = {loop.max_bad_steps}), last "
+                    f"at step {step + 1}; lower optimizer.muon_lr and optimizer.adamw_lr, or look for bad input"
                 )
         done = step + 1
         save = done % loop.checkpoint_every == 0 or done == loop.steps
         if done % loop.log_every == 0 or save:
             metrics = window.flush(len(batch) * world)
-            metrics |= {"learning_rate": optimizer.learning_rate(step), "bad_steps": float(bad_steps), "waited_seconds": waited}
+            metrics |= {
+                "learning_rate": optimizer.learning_rate(step),
+                "bad_steps": float(bad_steps),
+                "waited_seconds": waited,
+            }
             waited = 0.0
             if finite and terms.latents is not None:
                 metrics["effective_rank"] = effective_rank(terms.latents[:4096].cpu())
@@ -220,7 +232,9 @@ class _Window:
         means = {k: float(v) / max(self.steps, 1) for k, v in self.sums.items()}
         if dist.is_initialized() and dist.get_world_size() > 1 and means:
             names = sorted(means)
-            values = torch.tensor([means[n] for n in names], device=pick_device() if dist.get_backend() == "nccl" else "cpu")
+            values = torch.tensor(
+                [means[n] for n in names], device=pick_device() if dist.get_backend() == "nccl" else "cpu"
+            )
             dist.all_reduce(values)
             means = dict(zip(names, (values / dist.get_world_size()).tolist(), strict=True))
         if self.steps:
@@ -286,7 +300,9 @@ def _step_of_line(line: str) -> float:
         return math.inf
 
 
-def local_report(writer: RunWriter, keep: int, progress: Callable[[int, dict[str, float]], None] | None = None) -> Report:
+def local_report(
+    writer: RunWriter, keep: int, progress: Callable[[int, dict[str, float]], None] | None = None
+) -> Report:
     """The `report` of a run without Ray: writes scalars and checkpoints into the run folder."""
 
     def report(step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
@@ -364,9 +380,9 @@ def check_same_run(config: Config, kind: str, run: str) -> None:
     if newest is None:
         return
     about = json.loads(read_bytes(join(newest, "checkpoint.json")))
-    free = ("cluster.", "evaluate.", "plan.", "recipe") + tuple(
-        f"{part}train.{name}" for part in ("", "controller.", "decoder.") for name in ("log_every", "checkpoint_every", "keep")
-    )
+    loops = ("train", "controller.train", "decoder.train")
+    counts = [f"{loop}.{name}" for loop in loops for name in ("log_every", "checkpoint_every", "keep")]
+    free = ("cluster.", "evaluate.", "plan.", "recipe", *counts)
     theirs = dict(leaf_fields(parse_config(about["config"], newest)))
     ours = dict(leaf_fields(config))
     differ = [
@@ -377,7 +393,9 @@ def check_same_run(config: Config, kind: str, run: str) -> None:
     if about["kind"] != kind:
         differ.insert(0, f"kind {about['kind']} there, {kind} now")
     if differ:
-        raise LawmError(f"{run} holds a run of another config ({'; '.join(differ[:4])}); choose another --out, or remove it")
+        raise LawmError(
+            f"{run} holds a run of another config ({'; '.join(differ[:4])}); choose another --out, or remove it"
+        )
 
 
 def fit_local(

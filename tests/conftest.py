@@ -1,10 +1,14 @@
 """What tests share: one local Ray for the whole run, and small real videos made with PyAV."""
 
 import os
+import sys
 
-# Before anything imports torch or ray; workers inherit both.
+# Before anything imports torch or ray; workers inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if sys.platform == "linux":
+    # gloo otherwise looks this machine's name up, which takes half a minute where there is no name server.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction

@@ -41,7 +41,7 @@ ORDER = [
     "report",
     "cluster",
 ]
-CLUSTER_ORDER = ["session", "submit", "index", "ingest", "fit", "encode", "evaluate", "plan", "search"]
+CLUSTER_ORDER = ["session", "submit", "index", "ingest", "fit", "encode", "evaluate", "plan", "search_space", "search"]
 
 
 def name_of(path: Path) -> str:

@@ -262,7 +262,7 @@ def test_two_ranks_give_the_loss_and_gradients_of_one_with_all_clips(two_ranks: 
         np.testing.assert_array_equal(first["gradients"][name], second["gradients"][name], err_msg=name)
     # The test can fail: a rank's own statistics give another penalty.
     alone = objective(made_batch(range(4), config)).penalty
-    assert abs(float(alone) - first["penalty"]) > 1e-4
+    assert abs(alone.item() - first["penalty"]) > 1e-4
 
 
 def test_two_ranks_keep_one_codebook_and_count_use_over_both(two_ranks: list[dict[str, Any]]) -> None:

@@ -156,9 +156,13 @@ def encode_index(config: Config, uri: str, progress: Callable[[int, int], None] 
     key = cache_key(config, encoder.fingerprint(), index.fingerprint())
     if exists(join(uri, "manifest.json")):
         if StateCache(uri).key != key:
-            raise LawmError(f"{uri}: a cache of another encoder, clip spec or index; choose another --out, or remove it")
+            raise LawmError(
+                f"{uri}: a cache of another encoder, clip spec or index; choose another --out, or remove it"
+            )
     elif exists(join(uri, "key.json")) and json.loads(read_bytes(join(uri, "key.json"))) != key:
-        raise LawmError(f"{uri}: an unfinished cache of another encoder, clip spec or index; choose another --out, or remove it")
+        raise LawmError(
+            f"{uri}: an unfinished cache of another encoder, clip spec or index; choose another --out, or remove it"
+        )
     write_bytes(join(uri, "key.json"), json.dumps(key).encode())
     every = chunks(index, clip.fps)
     named = {part_name([p for _, p in chunk]): chunk for chunk in every}
@@ -175,7 +179,9 @@ def encode_index(config: Config, uri: str, progress: Callable[[int, int], None] 
     return _finish(uri, key, index, list(named), (encoder.tokens, encoder.state_width), len(done & set(named)))
 
 
-def _stream(config: Config, uri: str, index: Index, todo: dict[str, list[tuple[int, Piece]]]) -> Iterator[dict[str, Any]]:
+def _stream(
+    config: Config, uri: str, index: Index, todo: dict[str, list[tuple[int, Piece]]]
+) -> Iterator[dict[str, Any]]:
     cluster = config.cluster
     refs = {row: index.ref(row) for chunk in todo.values() for row, _ in chunk}
     texts = [
@@ -185,8 +191,12 @@ def _stream(config: Config, uri: str, index: Index, todo: dict[str, list[tuple[i
     DataContext.get_current().enable_progress_bars = False
     decode_on, encode_on = label_selector(cluster, DECODE), label_selector(cluster, TRAIN)
     # Unlike scheduling strategies also keep Ray from fusing decoding into the actors.
-    decode: dict[str, Any] = {"num_cpus": cluster.decode_cpus, "scheduling_strategy": "SPREAD"} | ({"label_selector": decode_on} if decode_on else {})
-    encode: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "DEFAULT"} | ({"label_selector": encode_on} if encode_on else {})
+    decode: dict[str, Any] = {"num_cpus": cluster.decode_cpus, "scheduling_strategy": "SPREAD"} | (
+        {"label_selector": decode_on} if decode_on else {}
+    )
+    encode: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "DEFAULT"} | (
+        {"label_selector": encode_on} if encode_on else {}
+    )
     if cluster.gpus_per_worker:
         encode["num_gpus"] = cluster.gpus_per_worker
     source = ray.data.from_arrow(pa.table({"chunk": texts})).repartition(len(texts))
@@ -217,7 +227,9 @@ def _finish(
         if about["pieces"]:
             parts[name] = [Piece(*p) for p in about["pieces"]]
     if not parts:
-        raise LawmError(f"no video could be encoded; the first reason: {next(iter(refused.values()), 'the index is empty')}")
+        raise LawmError(
+            f"no video could be encoded; the first reason: {next(iter(refused.values()), 'the index is empty')}"
+        )
     table = index.table
     reasons = [refused[k].partition(":")[0] if k in refused else None for k in table.column("key").to_pylist()]
     marked = table.set_column(table.schema.get_field_index("reason"), "reason", pa.array(reasons, pa.string()))

@@ -169,21 +169,33 @@ def evaluate(
     baselines = {"deterministic": deterministic, "unconstrained": unconstrained}
     others = {k: v for k, v in baselines.items() if v}
     tasks = [Task(e.split, group) for group in range(math.ceil(clips / e.batch))]
-    probing = "control" in which and config.data.labels and not labelled and checkpoint.config.model.bottleneck.kind != "deterministic"
+    probing = (
+        "control" in which
+        and config.data.labels
+        and not labelled
+        and checkpoint.config.model.bottleneck.kind != "deterministic"
+    )
     if probing:
         splits: tuple[Split, Split] = ("train", "val")
         for split in splits:
             n = min(e.clips, len(ClipReader(config, split, labelled=True).plan))
             tasks += [Task(split, group, probe=True) for group in range(math.ceil(n / e.batch))]
     values = run_tasks(config, tasks, (tuple(which), model, others, controller))
-    tables = {"capacity": capacity.FIGURES, "leakage": leakage.FIGURES, "cycle": cycle.FIGURES, "control": control.FIGURES}
+    tables = {
+        "capacity": capacity.FIGURES,
+        "leakage": leakage.FIGURES,
+        "cycle": cycle.FIGURES,
+        "control": control.FIGURES,
+    }
     results: list[Result] = []
     for name in which:
         own = {k.partition("/")[2]: v for k, v in values.items() if k.startswith(name + "/")}
         results += summarize(tables[name], own, dataset, checkpoint.step, e.bootstrap, e.seed)
         if name == "capacity" and (value := capacity.normalized(own)) is not None:
             n = len(own["one_step"])
-            results.append(Result("normalized_capacity", value, float("nan"), float("nan"), n, "share", dataset, checkpoint.step))
+            results.append(
+                Result("normalized_capacity", value, float("nan"), float("nan"), n, "share", dataset, checkpoint.step)
+            )
     if probing:
         fit, held_out = (
             control.Probed(values[f"probe_{split}/z"], values[f"probe_{split}/actions"]) for split in ("train", "val")

@@ -75,7 +75,12 @@ def needs(config: Config, kind: str) -> list[Need]:
     if cluster.workers > 0:
         found.append(
             Need(
-                "training worker", cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker, TRAIN, "cluster.workers=1"
+                "training worker",
+                cluster.workers,
+                cluster.cpus_per_worker,
+                cluster.gpus_per_worker,
+                TRAIN,
+                "cluster.workers=1",
             )
         )
     if _streams(config, kind):
@@ -128,7 +133,8 @@ def fit(config: Config, kind: str, run: str, parent: str | None = None, progress
         datasets={"clips": lambda: _remaining(spec)} if _streams(config, kind) else None,
         # Ray Train puts its own options over those of the data set, so the order has to be asked for here.
         dataset_config=RayDataConfig(
-            enable_shard_locality=cluster.workers > 1, execution_options=ExecutionOptions(preserve_order=keeps_order(cluster))
+            enable_shard_locality=cluster.workers > 1,
+            execution_options=ExecutionOptions(preserve_order=keeps_order(cluster)),
         ),
     )
     with _watching(board, progress):
@@ -226,5 +232,3 @@ def _watching(board: Any, progress: Progress | None) -> Iterator[None]:
             progress(ray.get(board.get.remote(), timeout=5))
         except Exception:
             pass
-
-

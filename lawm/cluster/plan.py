@@ -150,7 +150,9 @@ def plan_episodes(
     return [rows[e] for e in sorted(rows) if e < total]
 
 
-def _spread(config: Config, arguments: tuple[Any, ...], todo: list[int], keep: Callable[[dict[str, Any]], None]) -> None:
+def _spread(
+    config: Config, arguments: tuple[Any, ...], todo: list[int], keep: Callable[[dict[str, Any]], None]
+) -> None:
     cluster = config.cluster
     options: dict[str, Any] = {"num_cpus": 1, "max_restarts": MAX_TRIES, "max_task_retries": 0}
     # Not in the caller's placement group: that of a trial of Tune has room for the trial's driver alone.
@@ -179,14 +181,20 @@ def _spread(config: Config, arguments: tuple[Any, ...], todo: list[int], keep: C
             keep(ray.get(done[0]))
         except (ray_errors.ActorDiedError, ray_errors.ActorUnavailableError, ray_errors.WorkerCrashedError) as error:
             if tries[episode] >= MAX_TRIES:
-                raise LawmError(f"episode {episode}: its actor died {MAX_TRIES} times ({type(error).__name__})") from error
+                raise LawmError(
+                    f"episode {episode}: its actor died {MAX_TRIES} times ({type(error).__name__})"
+                ) from error
             waiting.insert(0, episode)
         give(actor)
 
 
-def summarize_episodes(rows: list[dict[str, Any]], unit: str, dataset: str, step: int, resamples: int, seed: int) -> list[Result]:
+def summarize_episodes(
+    rows: list[dict[str, Any]], unit: str, dataset: str, step: int, resamples: int, seed: int
+) -> list[Result]:
     """Mean and median errors and their ratios to the baselines, with paired intervals over episodes."""
-    columns = {k: np.array([row[k] for row in rows], dtype=np.float64) for k in rows[0] if isinstance(rows[0][k], float)}
+    columns = {
+        k: np.array([row[k] for row in rows], dtype=np.float64) for k in rows[0] if isinstance(rows[0][k], float)
+    }
     planned, still, random = (columns[f"{k}_error"] for k in ("planned", "no_action", "random"))
     figures: list[tuple[str, Any, list[np.ndarray], str, str]] = [
         ("planning_error", mean, [planned], unit, ""),

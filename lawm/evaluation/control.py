@@ -27,7 +27,9 @@ FIGURES = [
 
 
 @torch.no_grad()
-def evaluate(model: LatentActionObjective, objective: ControllerObjective, batch: ClipBatch, context: int = 1) -> PerClip:
+def evaluate(
+    model: LatentActionObjective, objective: ControllerObjective, batch: ClipBatch, context: int = 1
+) -> PerClip:
     """Per-clip rollout errors under the controller's and under the IDM's latents, and their distance.
 
     The controller sees the predicted states during the rollout, as a planner would.

@@ -50,7 +50,9 @@ def prediction_rows(
         "rollout, inferred latents": picture(model.world_model.rollout(states[:, :1], z, steps)),
     }
     if controller is not None and batch.actions_BTA is not None:
-        found["rollout, true actions"] = picture(rollout_actions(model, controller, states[:, :1], batch.actions_BTA.float()))
+        found["rollout, true actions"] = picture(
+            rollout_actions(model, controller, states[:, :1], batch.actions_BTA.float())
+        )
     if z is not None:
         partner = torch.from_numpy(derange(len(states), 0))
         found["rollout, another clip's latents"] = picture(model.world_model.rollout(states[:, :1], z[partner], steps))
