@@ -53,16 +53,31 @@ class RunSpec:
 
 @ray.remote(num_cpus=0)
 class Board:
-    """The latest figures of a run, for the driver's progress line."""
+    """What the workers of a run tell each other and the driver: the latest figures, refused clips, and
+    why the run cannot go on."""
 
     def __init__(self) -> None:
         self.latest: dict[str, Any] = {"step": 0, "quarantined": 0}
+        self.refused: list[dict[str, Any]] = []
+        self.stopped = ""
 
     def put(self, figures: dict[str, Any]) -> None:
         self.latest |= figures
 
-    def bad(self) -> None:
+    def bad(self, record: dict[str, Any]) -> None:
         self.latest["quarantined"] += 1
+        self.refused.append(record)
+
+    def take_refused(self) -> list[dict[str, Any]]:
+        """Refused clips, of all ranks, that have not been taken yet."""
+        taken, self.refused = self.refused, []
+        return taken
+
+    def stop(self, why: str) -> None:
+        self.stopped = why
+
+    def why_stopped(self) -> str:
+        return self.stopped
 
     def get(self) -> dict[str, Any]:
         return self.latest
@@ -139,6 +154,9 @@ def fit(config: Config, kind: str, run: str, parent: str | None = None, progress
     )
     with _watching(board, progress):
         trainer.fit()
+    stopped = ray.get(board.why_stopped.remote())
+    if stopped:
+        raise LawmError(stopped)
     newest = newest_checkpoint(run)
     if newest is None:
         raise LawmError(f"{run}: the run ended without a checkpoint")
@@ -157,8 +175,19 @@ def _remaining(spec: RunSpec) -> Any:
 
 
 def _worker(loop_config: dict[str, Any]) -> None:
-    """One training worker. Rank 0 writes metrics and checkpoints straight into the run folder."""
+    """One training worker. What the user has to put right is not tried again: it ends the run."""
     spec: RunSpec = loop_config["spec"]
+    if ray.get(spec.board.why_stopped.remote()):
+        return
+    try:
+        _train(spec)
+    except LawmError as error:
+        ray.get(spec.board.stop.remote(str(error)))
+        raise
+
+
+def _train(spec: RunSpec) -> None:
+    """Rank 0 writes metrics and checkpoints straight into the run folder."""
     config, kind, run = spec.config, spec.kind, spec.run
     rank, world = rank_and_world()
     if torch.cuda.is_available() and config.cluster.gpus_per_worker:
@@ -171,9 +200,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
     writer = RunWriter(run, config, first) if rank == 0 else None
 
     def on_bad(clip: BadClip) -> None:
-        spec.board.bad.remote()
-        if writer is not None:
-            writer.quarantine(first, vars(clip))
+        spec.board.bad.remote(vars(clip))
 
     def batches(cursor: Cursor) -> Iterator[ClipBatch]:
         size = local_batch(loop, world)
@@ -186,6 +213,8 @@ def _worker(loop_config: dict[str, Any]) -> None:
         saved = None
         if writer is not None:
             writer.scalars(step, metrics)
+            for record in ray.get(spec.board.take_refused.remote()):
+                writer.quarantine(step, record)
             spec.board.put.remote({"step": step, "steps": loop.steps, **metrics})
             if checkpoint is not None:
                 where = join(run, checkpoint_name(step))

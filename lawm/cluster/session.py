@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -203,6 +204,8 @@ def _start_local(undo: _Undo, include_dashboard: bool, num_cpus: int | None, sto
     # Without this Ray binds its servers to all interfaces. The variable tells the processes that Ray starts, the
     # constant (read when ray was imported) tells this one; both make 127.0.0.1 the node's address.
     undo.set_env(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
+    if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
+        undo.set_env("GLOO_SOCKET_IFNAME", "lo")  # else it looks this machine's name up, which can take a minute
     undo.multi_node, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     # Ray guards a new cluster by a token that it writes into the home folder, which may be read-only or shared by
     # machines. This one is the session's own, so that other users of this machine cannot run code here.
