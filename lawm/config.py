@@ -439,10 +439,11 @@ def demo() -> Config:
             world_model=WorldModelConfig(width=128, depth=3, heads=4, mlp_ratio=2, residual=True),
         ),
         optimizer=OptimizerConfig(muon_lr=0.03, adamw_lr=1e-3),
-        train=TrainConfig(steps=700, batch=16, log_every=10, checkpoint_every=350),
+        train=TrainConfig(steps=660, batch=16, log_every=10, checkpoint_every=330),
         controller=ControllerConfig(
             model=AttentionController(width=128, depth=2, heads=4),
-            train=TrainConfig(steps=350, batch=16, checkpoint_every=350),
+            optimizer=OptimizerConfig(muon_lr=0.02, adamw_lr=1e-3),
+            train=TrainConfig(steps=300, batch=16, checkpoint_every=300),
         ),
         decoder=DecoderConfig(
             width=128,
@@ -450,7 +451,7 @@ def demo() -> Config:
             heads=4,
             lpips=0.0,
             optimizer=OptimizerConfig(adamw_lr=3e-3, weight_decay=0.01),
-            train=TrainConfig(steps=300, batch=8, checkpoint_every=300),
+            train=TrainConfig(steps=160, batch=8, checkpoint_every=160),
         ),
         evaluate=EvaluateConfig(clips=256, batch=32),
         plan=PlanConfig(preset="custom", episodes=40, horizon=3, samples=64, elites=10, iterations=5),

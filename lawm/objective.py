@@ -76,6 +76,11 @@ class Objective(nn.Module):
         check_keys(self.kept(), weights, where)
         self.load_state_dict(weights, strict=False)
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether `calibrate` has anything to measure (reading clips for it costs time)."""
+        return False
+
     def calibrate(self, batch: ClipBatch) -> None:
         """Measures data statistics that the model keeps, from the first clips of the plan."""
 
@@ -121,6 +126,10 @@ class LatentActionObjective(Objective):
                 raise ValueError("a batch needs frames or states")
             raw = self.encode(batch.frames_BFCHW)
         return self.state_norm(raw)
+
+    @property
+    def calibrates(self) -> bool:
+        return self.state_norm.kind == "channel" or self.latent_action.embed is not None
 
     @torch.no_grad()
     def calibrate(self, batch: ClipBatch) -> None:
@@ -175,6 +184,10 @@ class ControllerObjective(Objective):
 
     def rebuilt(self) -> tuple[str, ...]:
         return ("model.",)
+
+    @property
+    def calibrates(self) -> bool:
+        return True
 
     def calibrate(self, batch: ClipBatch) -> None:
         if batch.actions_BTA is None:

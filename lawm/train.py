@@ -361,7 +361,7 @@ def prepare(config: Config, kind: str, run: str, parent: str | None = None) -> S
         reader.cache.check(config, _model_of(objective).encoder)
     newest = newest_checkpoint(run)
     resume = load_checkpoint(newest, optimizer=True) if newest else None
-    if resume is None:
+    if resume is None and objective.calibrates:
         objective.calibrate(collate(first_clips(reader, CALIBRATION_CLIPS)))
     validation = None
     held_out = held_out_reader(config, kind)

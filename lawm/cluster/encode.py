@@ -27,6 +27,7 @@ from lawm.video import VideoError, decode_clip
 
 FRAMES_PER_PART = 512
 FRAMES_PER_DECODE = 64
+CALLS_PER_WORKER = 500
 
 
 @dataclass(frozen=True)
@@ -190,13 +191,12 @@ def _stream(
     ]
     DataContext.get_current().enable_progress_bars = False
     decode_on, encode_on = label_selector(cluster, DECODE), label_selector(cluster, TRAIN)
-    # Unlike scheduling strategies also keep Ray from fusing decoding into the actors.
-    decode: dict[str, Any] = {"num_cpus": cluster.decode_cpus, "scheduling_strategy": "SPREAD"} | (
-        {"label_selector": decode_on} if decode_on else {}
-    )
-    encode: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "DEFAULT"} | (
-        {"label_selector": encode_on} if encode_on else {}
-    )
+    # A decode worker is replaced now and then, lest what codecs leak add up. Unlike remote arguments also keep
+    # Ray from fusing decoding into the actors.
+    decode: dict[str, Any] = {"num_cpus": cluster.decode_cpus, "max_calls": CALLS_PER_WORKER}
+    encode: dict[str, Any] = {"num_cpus": 1}
+    if cluster.use_labels:
+        decode["label_selector"], encode["label_selector"] = decode_on, encode_on
     if cluster.gpus_per_worker:
         encode["num_gpus"] = cluster.gpus_per_worker
     source = ray.data.from_arrow(pa.table({"chunk": texts})).repartition(len(texts))
