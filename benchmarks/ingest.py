@@ -160,6 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        (folder / "films").mkdir()
         for i in range(films):
             write_film(folder / "films" / f"{i:03d}.mp4", 640, 360, 600, 30)
         config = settings(str(folder / "index.parquet"), cores)
