@@ -165,7 +165,7 @@ def run_training(
 
             where = storage.join(out, "index.parquet")
             check_places(videos, where)
-            report = build_index(videos, where, config)
+            report = index_for_run(videos, out, config, build_index)
             print(f"{report.usable} of {report.videos} videos can be used. Index: {where}")
             config = override(config, "data.index", where)
         job = Fit(kind.replace("_", " "), config, kind, out, parent)
@@ -179,6 +179,23 @@ def run_training(
                 f"{len(bad)} clips were refused, listed in {storage.join(out, 'quarantine.jsonl')}; the last: {bad[-1]}"
             )
     return 0
+
+
+def index_for_run(videos: Sequence[str], out: str, config: Config, build: Callable[..., Any]) -> Any:
+    """Indexes a run's videos. Where the run has checkpoints, its index is replaced by an equal one only."""
+    from lawm.checkpoint import newest_checkpoint
+    from lawm.shards import read_index
+
+    where = storage.join(out, "index.parquet")
+    if newest_checkpoint(out) is None or not storage.exists(where):
+        return build(videos, where, config)
+    candidate = storage.join(out, "candidate.parquet")
+    report = build(videos, candidate, config)
+    same = read_index(candidate).fingerprint() == read_index(where).fingerprint()
+    storage.delete(candidate)
+    if not same:
+        raise LawmError(f"{out} holds a run on other videos than these; choose another --out, or remove it")
+    return report
 
 
 def quarantined(out: str) -> list[str]:

@@ -39,14 +39,16 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         describe(config, needs(config), config.evaluate.clips, evaluations=args.which)
         return 0
+    given = (args.deterministic, args.unconstrained, args.controller)
+    deterministic, unconstrained, controller = (storage.absolute(uri) if uri else None for uri in given)
     with start(config.cluster, needs=needs(config)):
         results = evaluate(
             config,
             storage.absolute(args.checkpoint),
             args.which,
-            args.deterministic,
-            args.unconstrained,
-            args.controller,
+            deterministic,
+            unconstrained,
+            controller,
             args.dataset,
         )
     print_table(results_table(f"{args.checkpoint} on {args.dataset}", results))

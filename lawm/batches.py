@@ -120,9 +120,12 @@ class ClipReader:
                 raise LawmError(f"{data.labels} covers none of the videos of {data.index or data.cache}")
         self.index = usable if split == "all" else usable.split(split, data.val_fraction)
         if not len(self.index):
+            advice = "set data.val_fraction to 0, or add videos"
+            if split == "val":
+                advice = "measure on all videos with --set evaluate.split=all, or train with more videos held out"
             raise LawmError(
                 f"the {split} split is empty: {len(usable)} usable videos, "
-                f"data.val_fraction = {data.val_fraction:g}; set data.val_fraction (0 holds nothing out), or add videos"
+                f"data.val_fraction = {data.val_fraction:g}; {advice}"
             )
         self.plan = SamplingPlan(self.index, data.clip, data.clips_per_video, data.seed)
         self.keys = self.index.table.column("key").to_pylist()

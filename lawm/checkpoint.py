@@ -18,7 +18,7 @@ from lawm.config import Config, LawmError, parse_config
 from lawm.encoder import Encoder
 from lawm.objective import ControllerObjective, DecoderObjective, LatentActionObjective, Objective
 from lawm.sampling import Cursor
-from lawm.storage import delete, exists, is_s3, join, list_files, read_bytes, write_bytes
+from lawm.storage import NotFoundError, delete, exists, is_s3, join, list_files, read_bytes, write_bytes
 
 FORMAT = 1
 NAMES = {
@@ -89,17 +89,12 @@ def load_checkpoint(uri: str, optimizer: bool = False) -> Checkpoint:
     folder = uri if exists(join(uri, "checkpoint.json")) else newest_checkpoint(uri)
     if folder is None:
         raise LawmError(f"{uri}: no checkpoint there (a folder with checkpoint.json, or a run folder that holds one)")
+    about = read_about(folder)
     try:
-        about = json.loads(read_bytes(join(folder, "checkpoint.json")))
         weights = load_tensors(read_bytes(join(folder, "model.safetensors")))
         moments = load_tensors(read_bytes(join(folder, "optimizer.safetensors"))) if optimizer else None
-        missing = sorted(NAMES - set(about)) if isinstance(about, dict) else sorted(NAMES)
-        if missing:
-            raise ValueError(f"checkpoint.json lacks {', '.join(missing)}")
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, SafetensorError, NotFoundError) as error:
         raise LawmError(f"{folder}: damaged checkpoint ({str(error).splitlines()[0]})") from error
-    if about["format"] != FORMAT:
-        raise LawmError(f"{folder}: checkpoint format {about['format']}, this lawm reads {FORMAT}")
     checkpoint = Checkpoint(
         kind=about["kind"],
         config=parse_config(about["config"], f"{folder}/checkpoint.json"),
@@ -115,6 +110,20 @@ def load_checkpoint(uri: str, optimizer: bool = False) -> Checkpoint:
     if checkpoint.fingerprint != about["fingerprint"]:
         raise LawmError(f"{folder}: damaged checkpoint (the weights do not have the hash that checkpoint.json names)")
     return checkpoint
+
+
+def read_about(folder: str) -> dict[str, Any]:
+    """What `checkpoint.json` of a checkpoint folder says; raises LawmError where it is damaged or of another format."""
+    try:
+        about = json.loads(read_bytes(join(folder, "checkpoint.json")))
+        missing = sorted(NAMES - set(about)) if isinstance(about, dict) else sorted(NAMES)
+        if missing:
+            raise ValueError(f"checkpoint.json lacks {', '.join(missing)}")
+    except ValueError as error:
+        raise LawmError(f"{folder}: damaged checkpoint ({str(error).splitlines()[0]})") from error
+    if about["format"] != FORMAT:
+        raise LawmError(f"{folder}: checkpoint format {about['format']}, this lawm reads {FORMAT}")
+    return about
 
 
 def checkpoint_folders(run: str) -> list[str]:

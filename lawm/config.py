@@ -22,7 +22,7 @@ class ConfigError(LawmError):
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------- data
@@ -59,7 +59,7 @@ class VideoLimits(Frozen):
 
 
 class DataConfig(Frozen):
-    """Where clips come from. Either an `index`, or `videos` that are indexed first, or a `cache`."""
+    """Where clips come from: an `index`, or a `cache` of states (`lawm train --videos` indexes first)."""
 
     index: str | None = None
     """URI of an index (Parquet) as written by `lawm index`."""
@@ -274,7 +274,7 @@ class DecoderConfig(Frozen):
     heads: int = Field(16, ge=1)
     lpips: float = Field(1.0, ge=0)
     """Weight of the LPIPS term (package `lpips`, VGG); 0: L1 alone."""
-    optimizer: OptimizerConfig = OptimizerConfig(adamw_lr=3e-4, weight_decay=0.01)
+    optimizer: OptimizerConfig = OptimizerConfig(adamw_lr=3e-4, weight_decay=0.01, warmup=12_000 / 90_000)
     train: TrainConfig = TrainConfig(steps=90_000, batch=512)
 
 

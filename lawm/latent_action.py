@@ -110,6 +110,10 @@ class SparseBottleneck(nn.Module):
         return self.config.lambda_l2 * hinge + self.config.lambda_l1 * z.abs().sum(-1)
 
     def forward(self, codes_BTK: Tensor) -> LatentActions:
+        with torch.autocast(codes_BTK.device.type, enabled=False):  # bfloat16 is too coarse for the statistics
+            return self._penalised(codes_BTK)
+
+    def _penalised(self, codes_BTK: Tensor) -> LatentActions:
         c = self.config
         z = gather_with_gradient(codes_BTK.float().flatten(0, 1))
         n, d = z.shape

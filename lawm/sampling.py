@@ -204,5 +204,5 @@ class Cursor:
                 raise ValueError
         except (ValueError, KeyError, TypeError):
             said = "The checkpoint is damaged; resume from another one"
-            raise LawmError(f"not a cursor: {text[:100]!r}. {said}") from None
+            raise LawmError(f"not a cursor: {str(text)[:100]!r}. {said}") from None
         return cursor

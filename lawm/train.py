@@ -24,6 +24,7 @@ from lawm.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
+    read_about,
     save_checkpoint,
 )
 from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, leaf_fields, parse_config
@@ -125,7 +126,9 @@ def train(
         terms.total.backward()
         finite = _finite_everywhere(terms.total)
         if finite:
-            norm = optimizer.clip_gradients()
+            norm = optimizer.clip_gradients()  # the same on all ranks
+            finite = bool(torch.isfinite(norm))
+        if finite:
             optimizer.step(step)
             upkeep = objective.maintain(optimizer.state)
             window.add(
@@ -351,7 +354,8 @@ def prepare(config: Config, kind: str, run: str, parent: str | None = None) -> S
     """
     check_same_run(config, kind, run)
     reader = open_reader(config, kind)
-    extra: dict[str, Any] = {}
+    check_same_clips(reader, run)
+    extra: dict[str, Any] = {"plan": reader.plan.fingerprint()}
     if kind == ControllerObjective.kind and reader.labels is not None:
         extra["action_dim"] = reader.labels.action_dim
     _, loop = settings(config, kind)
@@ -373,13 +377,23 @@ def prepare(config: Config, kind: str, run: str, parent: str | None = None) -> S
     return Setup(objective, reader, resume, validation, lineage, extra)
 
 
+def check_same_clips(reader: ClipReader, run: str) -> None:
+    """Raises LawmError where the run's checkpoints come from other videos: their cursor would say nothing."""
+    newest = newest_checkpoint(run)
+    if newest is None:
+        return
+    theirs = read_about(newest)["extra"].get("plan")
+    if theirs is not None and theirs != reader.plan.fingerprint():
+        raise LawmError(f"{run} holds a run on other videos than these; choose another --out, or remove it")
+
+
 def check_same_run(config: Config, kind: str, run: str) -> None:
     """Raises LawmError where `run` holds checkpoints of another config or kind. What is asked of the
     cluster may differ; so may how often is logged and saved."""
     newest = newest_checkpoint(run)
     if newest is None:
         return
-    about = json.loads(read_bytes(join(newest, "checkpoint.json")))
+    about = read_about(newest)
     loops = ("train", "controller.train", "decoder.train")
     counts = [f"{loop}.{name}" for loop in loops for name in ("log_every", "checkpoint_every", "keep")]
     free = ("cluster.", "evaluate.", "plan.", "recipe", *counts)

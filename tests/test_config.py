@@ -109,7 +109,7 @@ def test_setting_a_kind_switches_to_that_variants_defaults() -> None:
         ("train.steps.more", "3", "train.steps is a plain value, it has no field 'more'"),
         ("train.steps", "0", r"train.steps: Input should be greater than or equal to 1 \(got 0\)"),
         ("train.steps", "many", r"valid integer.*got 'many'"),
-        ("optimizer.adamw_lr", "NaN", "greater than or equal to 0"),
+        ("optimizer.adamw_lr", "NaN", "finite number"),
         ("model.bottleneck.kind", "sparce", "sparce.*'sparse'"),
         ("model.bottleneck.lambda_l1", "1", "bottleneck has no field 'lambda_l1'.*Valid fields: beta, kind"),
         ("data.clip.crop", "left", "'center' or 'random_resized'"),

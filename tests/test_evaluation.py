@@ -121,8 +121,18 @@ def test_capacity_beside_its_two_ends() -> None:
     found = capacity.evaluate(own, batch, 0, deterministic=det, unconstrained=none)
     np.testing.assert_allclose(found["deterministic"], found["copy"], rtol=1e-5)
     expected = (found["copy"].mean() - 0.02) / (found["copy"].mean() - 0.01)
-    assert capacity.normalized(found) == pytest.approx(expected, rel=1e-3)
-    assert capacity.normalized({"one_step": found["one_step"]}) is None
+    ends = [found[k] for k in ("deterministic", "unconstrained", "one_step")]
+    assert capacity.normalized(*ends) == pytest.approx(expected, rel=1e-3)
+    assert np.isnan(capacity.normalized(ends[0], ends[0], ends[2]))
+
+
+def test_groups_take_all_clips_and_leave_none_alone() -> None:
+    from lawm.cluster.evaluate import groups
+
+    for clips, batch in ((3, 32), (64, 32), (65, 32), (66, 32), (2, 2), (7, 2)):
+        tasks = groups("val", clips, batch)
+        assert [p for t in tasks for p in range(t.start, t.stop)] == list(range(clips))
+        assert all(t.stop - t.start >= 2 for t in tasks)
 
 
 def test_errors_of_a_model_with_other_channel_statistics_are_in_our_units() -> None:

@@ -295,3 +295,14 @@ def test_ranks_see_gradients_of_the_gathered_batch_only_where_they_gather() -> N
     x: Tensor = nn.Parameter(torch.randn(3, 2))
     assert gather_with_gradient(x) is x
     assert sum_over_ranks(torch.tensor(3)).item() == 3
+
+
+def test_sparse_statistics_are_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    codes = torch.randn(16, 3, 8)
+    bottleneck = SparseBottleneck(Sparse(), 8)
+    plain = bottleneck(codes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = bottleneck(codes)
+    assert cast.penalty.dtype == torch.float32
+    torch.testing.assert_close(cast.penalty, plain.penalty, rtol=1e-6, atol=0)

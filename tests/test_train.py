@@ -26,7 +26,7 @@ from lawm.checkpoint import Checkpoint, checkpoint_folders, load_checkpoint, new
 from lawm.config import LawmError, tiny
 from lawm.objective import ClipBatch
 from lawm.sampling import Cursor
-from lawm.train import RunWriter, check_same_run, fit_local, settings, train, validate
+from lawm.train import RunWriter, check_same_clips, check_same_run, fit_local, open_reader, settings, train, validate
 
 
 @pytest.mark.parametrize("kind", BOTTLENECKS)
@@ -215,6 +215,12 @@ def test_fit_local_from_videos_resumes_and_refuses_another_config(small_set: Sma
         )
     with pytest.raises(LawmError, match="kind latent_action there, controller now"):
         check_same_run(config, "controller", run)
+    seeded = config.model_copy(update={"data": config.data.model_copy(update={"clips_per_video": 1})})
+    with pytest.raises(LawmError, match="on other videos"):
+        check_same_clips(open_reader(seeded, "latent_action"), run)
+    (Path(last) / "checkpoint.json").write_text("{}")
+    with pytest.raises(LawmError, match="damaged checkpoint"):
+        check_same_run(config, "latent_action", run)
 
 
 def test_controller_and_decoder_train_on_a_model_and_leave_it_alone(small_set: SmallSet, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ A unit of work is a group of plan positions, so that the shuffled controls pair 
 the number of actors.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from lawm.batches import ClipReader, Sample, Split, collate
 from lawm.checkpoint import load_checkpoint, load_controller, load_model
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError
-from lawm.evaluation import PerClip, Result, capacity, control, cycle, leakage, summarize
+from lawm.evaluation import PerClip, Result, capacity, control, cycle, interval, leakage, summarize
 from lawm.objective import ClipBatch
 from lawm.train import autocast, pick_device
 
@@ -33,11 +32,22 @@ def needs(config: Config) -> list[Need]:
 
 @dataclass(frozen=True)
 class Task:
-    """A group of plan positions of a split, to be evaluated, or (`probe`) to give latents and true actions."""
+    """Plan positions of a split, to be evaluated, or (`probe`) to give latents and true actions."""
 
     split: Split
     group: int
+    start: int
+    stop: int
     probe: bool = False
+
+
+def groups(split: Split, clips: int, batch: int, probe: bool = False) -> list[Task]:
+    """Tasks of `batch` clips each; a single clip at the end, which would have no partner, joins the one before."""
+    starts = list(range(0, clips, batch))
+    if len(starts) > 1 and clips - starts[-1] < 2:
+        starts.pop()
+    stops = [*starts[1:], clips]
+    return [Task(split, i, a, b, probe) for i, (a, b) in enumerate(zip(starts, stops, strict=True))]
 
 
 class Evaluator:
@@ -77,8 +87,7 @@ class Evaluator:
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         unit = int(rows["id"][0])
         task = self.tasks[unit]
-        start = task.group * self.config.evaluate.batch
-        stop = start + self.config.evaluate.batch
+        start, stop = task.start, task.stop
         with torch.no_grad(), autocast(self.device, self.config.train.precision):
             values = self.probe(task, start, stop) if task.probe else self.measure(task, start, stop)
         cell = np.empty(1, dtype=object)
@@ -168,7 +177,7 @@ def evaluate(
         raise LawmError(f"{e.split} split: {clips} clip, and the controls need two; hold out more (data.val_fraction)")
     baselines = {"deterministic": deterministic, "unconstrained": unconstrained}
     others = {k: v for k, v in baselines.items() if v}
-    tasks = [Task(e.split, group) for group in range(math.ceil(clips / e.batch))]
+    tasks = groups(e.split, clips, e.batch)
     probing = (
         "control" in which
         and config.data.labels
@@ -179,7 +188,7 @@ def evaluate(
         splits: tuple[Split, Split] = ("train", "val")
         for split in splits:
             n = min(e.clips, len(ClipReader(config, split, labelled=True).plan))
-            tasks += [Task(split, group, probe=True) for group in range(math.ceil(n / e.batch))]
+            tasks += groups(split, n, e.batch, probe=True)
     values = run_tasks(config, tasks, (tuple(which), model, others, controller))
     tables = {
         "capacity": capacity.FIGURES,
@@ -191,10 +200,11 @@ def evaluate(
     for name in which:
         own = {k.partition("/")[2]: v for k, v in values.items() if k.startswith(name + "/")}
         results += summarize(tables[name], own, dataset, checkpoint.step, e.bootstrap, e.seed)
-        if name == "capacity" and (value := capacity.normalized(own)) is not None:
-            n = len(own["one_step"])
+        if name == "capacity" and "deterministic" in own and "unconstrained" in own:
+            arrays = [own[k] for k in ("deterministic", "unconstrained", "one_step")]
+            value, low, high = interval(capacity.normalized, arrays, e.bootstrap, e.seed)
             results.append(
-                Result("normalized_capacity", value, float("nan"), float("nan"), n, "share", dataset, checkpoint.step)
+                Result("normalized_capacity", value, low, high, len(arrays[0]), "share", dataset, checkpoint.step)
             )
     if probing:
         fit, held_out = (

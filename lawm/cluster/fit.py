@@ -35,7 +35,17 @@ from lawm.config import Config, LawmError
 from lawm.objective import ClipBatch
 from lawm.sampling import Cursor
 from lawm.storage import absolute, arrow_filesystem, join
-from lawm.train import RunWriter, check_same_run, local_batch, open_reader, prepare, rank_and_world, settings, train
+from lawm.train import (
+    RunWriter,
+    check_same_clips,
+    check_same_run,
+    local_batch,
+    open_reader,
+    prepare,
+    rank_and_world,
+    settings,
+    train,
+)
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -116,7 +126,7 @@ def fit(config: Config, kind: str, run: str, parent: str | None = None, progress
     run = absolute(run)
     parent = absolute(parent) if parent else None
     check_same_run(config, kind, run)
-    open_reader(config, kind)  # bad data is said before workers start
+    check_same_clips(open_reader(config, kind), run)  # bad data is said before workers start
     _, loop = settings(config, kind)
     local_batch(loop, max(config.cluster.workers, 1))
     check_resources(needs(config, kind), config.cluster)

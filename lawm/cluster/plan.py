@@ -1,5 +1,6 @@
 """Planning episodes over Ray actors: each finished episode is one row, a rerun skips finished ones."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ import ray
 import torch
 from ray import exceptions as ray_errors
 
-from lawm.batches import BadClip, ClipReader, Sample, collate
+from lawm.batches import BadClip, ClipReader, Sample, Split, collate
 from lawm.checkpoint import load_checkpoint, load_controller, load_model
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError
@@ -109,6 +110,11 @@ def identity(config: Config, model: str, controller: str) -> dict[str, Any]:
     """What rows must share to be of one experiment."""
     said = config.plan.model_dump() | {"model": load_checkpoint(model).fingerprint}
     said["controller"] = load_checkpoint(controller).fingerprint
+    clips = episode_config(config)
+    splits: tuple[Split, Split] = ("val", "train")
+    for split in splits:
+        said[f"{split}_clips"] = ClipReader(clips, split, labelled=True).plan.fingerprint()
+    said["labels"] = hashlib.blake2b(read_bytes(config.data.labels or ""), digest_size=8).hexdigest()
     return {k: v for k, v in said.items() if k != "episodes"}
 
 

@@ -223,7 +223,7 @@ def _start_local(undo: _Undo, include_dashboard: bool, num_cpus: int | None, sto
             _temp_dir=str(undo.folder),
             **_logging(),
         )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray_errors.RayError) as error:
+    except Exception as error:  # a slow start raises a bare Exception
         log = f"{undo.folder}/session_latest/logs"
         said = explain(error) or f"a local Ray could not be started: {_first_line(error)}"
         keep = undo.folder

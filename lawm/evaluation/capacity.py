@@ -79,9 +79,7 @@ def evaluate(
     return values
 
 
-def normalized(values: PerClip) -> float | None:
-    """(E_det - E) / (E_det - E_none), the normalised capacity, where both ends were given."""
-    if "deterministic" not in values or "unconstrained" not in values:
-        return None
-    det, none, own = (float(values[k].mean()) for k in ("deterministic", "unconstrained", "one_step"))
-    return (det - own) / (det - none) if det != none else None
+def normalized(deterministic: np.ndarray, unconstrained: np.ndarray, own: np.ndarray) -> float:
+    """(E_det - E) / (E_det - E_none): 0 is no latent, 1 an unconstrained one."""
+    span = float(deterministic.mean() - unconstrained.mean())
+    return float(deterministic.mean() - own.mean()) / span if span else float("nan")
