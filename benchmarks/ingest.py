@@ -21,6 +21,8 @@ from benchmarks.decode import write_film
 from lawm.config import ClipSpec, ClusterConfig, Config, DataConfig, PixelsEncoder, TrainConfig
 
 BATCH = 8
+WARM = 128
+"""Clips before the clock starts: every decode process has started and ended a task."""
 
 
 def settings(index: str, cores: int) -> Config:
@@ -35,11 +37,11 @@ def settings(index: str, cores: int) -> Config:
 
 def decode_share(config: Config, first: int, step: int, clips: int, results: Any, ready: Any) -> None:
     """One bare process: decodes its clips once all processes are ready; reports its seconds."""
-    from lawm.batches import ClipReader
+    from lawm.clips import ClipReader
 
     reader = ClipReader(config)
     reader.sample(first)
-    ready.wait()
+    ready.wait(timeout=120)
     began = time.perf_counter()
     for position in range(first, clips, step):
         reader.sample(position)
@@ -55,10 +57,11 @@ def bare_rate(config: Config, cores: int, clips: int) -> float:
     ]
     for worker in workers:
         worker.start()
-    slowest = max(results.get() for _ in workers)
     for worker in workers:
         worker.join()
-    return clips / slowest
+    if any(worker.exitcode for worker in workers):
+        raise RuntimeError("a process of the bare measurement has failed; its traceback is above")
+    return clips / max(results.get() for _ in workers)
 
 
 def drain(loop: dict[str, Any]) -> None:
@@ -119,7 +122,7 @@ class MemoryWatch:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._done.wait(1.0):
+        while not self._done.wait(4.0):  # a look costs tens of milliseconds
             self.peak = max(self.peak, sum(map(pss_mib, family(os.getpid()))))
 
 
@@ -151,7 +154,7 @@ def pss_mib(pid: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser(__doc__).parse_args(argv)
-    rounds, clips, films = (1, 96, 4) if args.quick else (3, 400, 12)
+    rounds, clips, films = (1, 192, 2) if args.quick else (5, 640, 12)
     from lawm.cluster.index import build_index
     from lawm.cluster.session import start
 
@@ -169,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
             build_index([str(folder / "films")], str(folder / "index.parquet"), config)
             for turn in range(rounds):
                 bare.append(bare_rate(config, cores, clips))
-                rate, seconds = ray_rate(config, clips, 4 * BATCH, folder)
+                rate, seconds = ray_rate(config, clips, WARM, folder)
                 through.append(rate)
                 first.append(seconds)
                 print(f"round {turn + 1}: bare {bare[-1]:.1f} clips/s, Ray {rate:.1f}, first batch {seconds:.1f} s")

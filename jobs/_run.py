@@ -144,10 +144,11 @@ def run_training(
     args: argparse.Namespace, config: Config, kind: str, parent: str | None, videos: Sequence[str] = ()
 ) -> int:
     """The body of `lawm train`, `lawm controller` and `lawm decoder`."""
+    from lawm.clips import open_reader
     from lawm.cluster.fit import needs
     from lawm.cluster.session import start
     from lawm.objective import parameter_counts
-    from lawm.train import open_reader, settings
+    from lawm.train import settings
 
     out = storage.absolute(args.out)
     _, loop = settings(config, kind)

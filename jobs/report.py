@@ -65,8 +65,9 @@ def picture_section(
     caption: str,
 ) -> Pictures | None:
     """Rollouts of the split's first clips against the true frames. None if the split has fewer than two."""
-    from lawm.batches import ClipReader, collate, first_clips
+    from lawm.batches import collate
     from lawm.checkpoint import load_controller, load_decoder, load_model
+    from lawm.clips import ClipReader, first_clips
     from lawm.evaluation.pictures import prediction_rows
 
     model, parent = load_model(checkpoint)

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 
 from lawm.config import Config, LawmError
-from lawm.encoder import Encoder
 from lawm.shards import Index, read_index, write_index
 from lawm.storage import exists, join, read_bytes, write_bytes
 
@@ -101,9 +100,9 @@ class StateCache:
         """The index of the videos in the cache, durations cut to what was encoded."""
         return read_index(join(self.uri, "index.parquet"))
 
-    def check(self, config: Config, encoder: Encoder) -> None:
+    def check(self, config: Config, encoder_fingerprint: str) -> None:
         """Raises LawmError naming what differs, where the cache is not of this encoder and clip spec."""
-        wanted = cache_key(config, encoder.fingerprint(), self.key["index"])
+        wanted = cache_key(config, encoder_fingerprint, self.key["index"])
         wrong = [f"{k}: cache {self.key.get(k)!r}, config {v!r}" for k, v in wanted.items() if self.key.get(k) != v]
         if wrong:
             raise LawmError(

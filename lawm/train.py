@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lawm.batches import BadClip, ClipReader, Split, collate, first_clips, local_batches
+from lawm.batches import collate, local_batches
 from lawm.checkpoint import (
     Checkpoint,
     build_objective,
@@ -27,19 +27,18 @@ from lawm.checkpoint import (
     read_about,
     save_checkpoint,
 )
+from lawm.clips import BadClip, ClipReader, first_clips, open_reader
 from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, leaf_fields, parse_config
 from lawm.latent_action import effective_rank
 from lawm.objective import (
     ClipBatch,
     ControllerObjective,
-    DecoderObjective,
     LatentActionObjective,
     LossTerms,
     Objective,
 )
 from lawm.optimizer import Optimizer
 from lawm.sampling import Cursor
-from lawm.shards import Index
 from lawm.storage import exists, is_s3, join, read_bytes, write_bytes
 
 CALIBRATION_CLIPS = 64
@@ -333,12 +332,6 @@ class Setup:
     extra: dict[str, Any]
 
 
-def open_reader(config: Config, kind: str, split: Split = "train", index: Index | None = None) -> ClipReader:
-    """Clips as that kind of objective needs them: labelled for a controller, frames for a decoder."""
-    labelled = kind == ControllerObjective.kind or config.model.bottleneck.kind == "true_actions"
-    return ClipReader(config, split, labelled=labelled, frames=kind == DecoderObjective.kind, index=index)
-
-
 def held_out_reader(config: Config, kind: str) -> ClipReader | None:
     """The validation split, or None where the config holds nothing out or too little data is there."""
     try:
@@ -362,7 +355,7 @@ def prepare(config: Config, kind: str, run: str, parent: str | None = None) -> S
     torch.manual_seed(loop.seed)
     objective, on = build_objective(config, kind, parent, extra.get("action_dim"))
     if reader.cache is not None:
-        reader.cache.check(config, _model_of(objective).encoder)
+        reader.cache.check(config, _model_of(objective).encoder.fingerprint())
     newest = newest_checkpoint(run)
     resume = load_checkpoint(newest, optimizer=True) if newest else None
     if resume is None and objective.calibrates:

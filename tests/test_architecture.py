@@ -24,6 +24,8 @@ ORDER = [
     "video",
     "datasets",
     "sampling",
+    "state_cache",
+    "clips",
     "layers",
     "encoder",
     "latent_action",
@@ -33,7 +35,6 @@ ORDER = [
     "objective",
     "optimizer",
     "checkpoint",
-    "state_cache",
     "batches",
     "train",
     "evaluation",
@@ -41,7 +42,19 @@ ORDER = [
     "report",
     "cluster",
 ]
-CLUSTER_ORDER = ["session", "submit", "index", "ingest", "fit", "encode", "evaluate", "plan", "search_space", "search"]
+CLUSTER_ORDER = [
+    "session",
+    "submit",
+    "index",
+    "decode",
+    "ingest",
+    "fit",
+    "encode",
+    "evaluate",
+    "plan",
+    "search_space",
+    "search",
+]
 
 
 def name_of(path: Path) -> str:
@@ -167,6 +180,13 @@ def test_config_imports_in_a_blink() -> None:
     script = f"import sys, lawm.config; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_decode_workers_start_without_torch() -> None:
+    """A decode node has a process a core; torch would cost each of them seconds and hundreds of MiB."""
+    script = "import sys, lawm.cluster.decode, lawm.video; print({'torch', 'timm', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "set()\n", done.stderr
 
 
 @pytest.mark.parametrize("word", ["TODO", "FIXME", "XXX"])

@@ -8,7 +8,8 @@ import pytest
 import torch
 from small_runs import SmallSet, index_folder, tiny_with
 
-from lawm.batches import BadClip, ClipReader, Sample, collate, first_clips, local_batches, plan_positions
+from lawm.batches import collate, local_batches
+from lawm.clips import BadClip, ClipReader, Sample, first_clips, plan_positions
 from lawm.config import LawmError
 from lawm.sampling import Cursor
 from lawm.shards import Index, read_index

@@ -16,8 +16,8 @@ from small_runs import SmallSet, index_folder, tiny_with
 
 from jobs import controller, encode, evaluate, index, plan, simulate, train
 from lawm.checkpoint import checkpoint_folders, load_checkpoint
+from lawm.cluster.decode import nth_positions
 from lawm.cluster.fit import fit
-from lawm.cluster.ingest import nth_positions
 from lawm.cluster.session import Session
 from lawm.config import Config, LawmError, override
 from lawm.sampling import Cursor

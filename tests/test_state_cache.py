@@ -73,7 +73,7 @@ def test_windows_within_and_across_pieces(cache: StateCache) -> None:
 def test_a_cache_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
     cache = StateCache(write(str(tmp_path)))
     config = tiny()
-    cache.check(config, load_encoder(config.encoder, config.data.clip))
+    cache.check(config, load_encoder(config.encoder, config.data.clip).fingerprint())
     for fields, said in [
         ({"data__clip__fps": 8.0}, "fps: cache 4.0, config 8.0"),
         ({"data__clip__size": 64}, "size: cache 32, config 64"),
@@ -82,7 +82,7 @@ def test_a_cache_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
     ]:
         other = tiny_with(**fields)
         with pytest.raises(LawmError, match=f"a cache of something else .*{said}"):
-            cache.check(other, load_encoder(other.encoder, other.data.clip))
+            cache.check(other, load_encoder(other.encoder, other.data.clip).fingerprint())
 
 
 def test_missing_and_damaged_caches_are_one_line(tmp_path: Path) -> None:

@@ -23,10 +23,11 @@ from small_runs import (
 )
 
 from lawm.checkpoint import Checkpoint, checkpoint_folders, load_checkpoint, newest_checkpoint
+from lawm.clips import open_reader
 from lawm.config import LawmError, tiny
 from lawm.objective import ClipBatch
 from lawm.sampling import Cursor
-from lawm.train import RunWriter, check_same_clips, check_same_run, fit_local, open_reader, settings, train, validate
+from lawm.train import RunWriter, check_same_clips, check_same_run, fit_local, settings, train, validate
 
 
 @pytest.mark.parametrize("kind", BOTTLENECKS)

@@ -13,8 +13,9 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy
 
-from lawm.batches import ClipReader, Sample, Split, collate
+from lawm.batches import collate
 from lawm.checkpoint import load_checkpoint, load_controller, load_model
+from lawm.clips import ClipReader, Sample, Split
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError
 from lawm.evaluation import PerClip, Result, capacity, control, cycle, interval, leakage, summarize
@@ -78,7 +79,7 @@ class Evaluator:
         if key not in self.readers:
             self.readers[key] = ClipReader(self.config, split, labelled=labelled)
             if self.readers[key].cache is not None:
-                self.readers[key].cache.check(self.config, self.model.encoder)  # type: ignore[union-attr]
+                self.readers[key].cache.check(self.config, self.model.encoder.fingerprint())  # type: ignore[union-attr]
         reader = self.readers[key]
         found = [reader.try_sample(p) for p in range(start, min(stop, len(reader.plan)))]
         good = [f for f in found if isinstance(f, Sample)]

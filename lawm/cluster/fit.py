@@ -20,7 +20,7 @@ from ray.train import DataConfig as RayDataConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
-from lawm.batches import BadClip, local_batches
+from lawm.batches import local_batches
 from lawm.checkpoint import (
     Checkpoint,
     checkpoint_name,
@@ -29,6 +29,7 @@ from lawm.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from lawm.clips import BadClip, open_reader
 from lawm.cluster.ingest import clip_dataset, keeps_order, streamed_batches
 from lawm.cluster.session import TRAIN, Need, check_resources, label_selector
 from lawm.config import Config, LawmError
@@ -40,7 +41,6 @@ from lawm.train import (
     check_same_clips,
     check_same_run,
     local_batch,
-    open_reader,
     prepare,
     rank_and_world,
     settings,

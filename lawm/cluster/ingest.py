@@ -4,86 +4,30 @@ Ray Data 2.60 cannot resume within an epoch. Here the sampling plan can: the dat
 positions from which those that the cursor names are left out, built anew at every start of the workers.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 from ray.data import DataContext, Dataset
 from ray.data.collate_fn import NumpyBatchCollateFn
 
-from lawm.batches import LEAST_BAD, BadClip, ClipReader, Quarantine, Sample, collate
+from lawm.batches import collate
+from lawm.clips import LEAST_BAD, BadClip, Quarantine, Sample, open_reader
+from lawm.cluster.decode import CLIPS_PER_BLOCK, Table, decode_rows
 from lawm.cluster.session import DECODE, label_selector
 from lawm.config import ClusterConfig, Config, LawmError
 from lawm.objective import ClipBatch
 from lawm.sampling import Cursor
 from lawm.shards import Index
-from lawm.train import open_reader
 
-CLIPS_PER_BLOCK = 8
+TASK_BYTES = 192 << 20
+"""Pixels that one decode task yields, a block at a time. A core waits about 0.3 s between two tasks (Ray's
+executor looks ten times a second), so a task has to take seconds; in the order of the plan, what later tasks
+have yielded waits in the object store, so it must not take minutes."""
 MOST_TASKS = 20_000
 """Tasks of one data set at most; a longer plan gets more clips a task."""
-
-
-@functools.lru_cache(maxsize=2)
-def _reader(config_json: str, kind: str, table: Any) -> ClipReader:
-    """The reader of a decode worker, opened once per process. The index comes from the object store."""
-    return open_reader(Config.model_validate_json(config_json), kind, index=Index(ray.get(table.ref)))
-
-
-class _Table:
-    """An object reference that can be a cache key."""
-
-    def __init__(self, ref: Any) -> None:
-        self.ref = ref
-
-    def __hash__(self) -> int:
-        return hash(self.ref)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Table) and self.ref == other.ref
-
-
-def decode_rows(
-    batch: dict[str, np.ndarray], config_json: str, kind: str, table: _Table, low: int, ahead: tuple[int, ...]
-) -> Iterator[dict[str, Any]]:
-    """Row ids -> clips, a block at a time. A bad clip becomes a row with `ok` false, empty frames and its reason."""
-    torch.set_num_threads(1)
-    reader = _reader(config_json, kind, table)
-    clip = reader.config.data.clip
-    positions = nth_positions(Cursor(low, ahead), batch["id"])
-    for i in range(0, len(positions), CLIPS_PER_BLOCK):
-        found = [reader.try_sample(int(p)) for p in positions[i : i + CLIPS_PER_BLOCK]]
-        empty = np.zeros((clip.frames, 3, clip.size, clip.size), np.uint8)
-        block: dict[str, Any] = {
-            "position": np.array([f.position for f in found], np.int64),
-            "ok": np.array([isinstance(f, Sample) for f in found]),
-            "frames": np.stack([f.frames if isinstance(f, Sample) and f.frames is not None else empty for f in found]),
-            "key": np.array([f.key for f in found], dtype=object),
-            "start_s": np.array([f.start_s for f in found]),
-            "reason": np.array([f.reason if isinstance(f, BadClip) else "" for f in found], dtype=object),
-            "source": np.array([f.source if isinstance(f, BadClip) else "" for f in found], dtype=object),
-            "message": np.array([f.message if isinstance(f, BadClip) else "" for f in found], dtype=object),
-        }
-        if reader.labels is not None:
-            width = reader.labels.action_dim
-            none = np.full((clip.frames - 1, width), np.nan, np.float32)
-            block["actions"] = np.stack(
-                [f.actions if isinstance(f, Sample) and f.actions is not None else none for f in found]
-            )
-        yield block
-
-
-def nth_positions(cursor: Cursor, ids: np.ndarray) -> np.ndarray:
-    """The plan position of the id-th clip that the cursor has not consumed."""
-    if not cursor.ahead:
-        return cursor.low + ids
-    free = np.setdiff1d(np.arange(cursor.low, max(cursor.ahead) + 1), np.array(cursor.ahead, np.int64))
-    beyond = max(cursor.ahead) + 1 + ids - len(free)
-    return np.where(ids < len(free), free[np.minimum(ids, len(free) - 1)] if len(free) else beyond, beyond)
 
 
 def keeps_order(cluster: ClusterConfig) -> bool:
@@ -97,14 +41,17 @@ def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: I
     Rows beyond those are decoded only if they are asked for: the streaming executor holds back.
     """
     reader = open_reader(config, kind, index=index)
-    table = _Table(ray.put(reader.index.table))
+    table = Table(ray.put(reader.index.table))
     # The executor must not see the plan's split again: the table is the split.
     whole = config.model_copy(update={"data": config.data.model_copy(update={"val_fraction": 0.0})})
     # Quarantine lets LEAST_BAD refused clips pass on each worker before it looks at their share.
     spare = LEAST_BAD * max(config.cluster.workers, 1)
     rows = math.ceil((clips + spare) / (1 - config.data.max_bad_fraction)) + CLIPS_PER_BLOCK
-    tasks = min(math.ceil(rows / CLIPS_PER_BLOCK), MOST_TASKS)
+    clip = config.data.clip
+    clip_bytes = clip.frames * 3 * clip.size**2
+    tasks = min(math.ceil(rows / max(TASK_BYTES // clip_bytes, CLIPS_PER_BLOCK)), MOST_TASKS)
     context = DataContext.get_current()
+    context.target_max_block_size = CLIPS_PER_BLOCK * clip_bytes  # or blocks are put together again, up to 128 MiB
     context.execution_options.preserve_order = keeps_order(config.cluster)
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -10,8 +10,9 @@ import ray
 import torch
 from ray import exceptions as ray_errors
 
-from lawm.batches import BadClip, ClipReader, Sample, Split, collate
+from lawm.batches import collate
 from lawm.checkpoint import load_checkpoint, load_controller, load_model
+from lawm.clips import BadClip, ClipReader, Sample, Split
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError
 from lawm.evaluation import Result, interval, mean, ratio
@@ -49,7 +50,7 @@ class Planner:
         self.held_out = ClipReader(self.config, "val", labelled=True)
         self.training = ClipReader(self.config, "train", labelled=True)
         if self.held_out.cache is not None:
-            self.held_out.cache.check(self.config, self.model.encoder)
+            self.held_out.cache.check(self.config, self.model.encoder.fingerprint())
 
     def _clip(self, reader: ClipReader, position: int) -> Sample:
         """The clip there, or the next good one."""

@@ -26,7 +26,7 @@ from ray import exceptions as ray_errors
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from lawm.batches import ClipReader
+from lawm.clips import ClipReader, open_reader
 from lawm.cluster import evaluate as evaluation
 from lawm.cluster import plan as planning
 from lawm.cluster.fit import fit
@@ -52,7 +52,7 @@ from lawm.report import (
     write_report,
 )
 from lawm.storage import StorageError, absolute, arrow_filesystem, exists, join, read_bytes, write_bytes
-from lawm.train import fit_local, open_reader, settings
+from lawm.train import fit_local, settings
 
 Progress = Callable[[int, int, str], None]
 

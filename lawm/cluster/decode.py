@@ -1,0 +1,72 @@
+"""What a decode task does: row ids -> decoded clips. No torch here, so that decode workers start fast and small."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import ray
+
+from lawm.clips import BadClip, ClipReader, Sample, open_reader
+from lawm.config import Config
+from lawm.sampling import Cursor
+from lawm.shards import Index
+
+CLIPS_PER_BLOCK = 8
+
+
+@functools.lru_cache(maxsize=2)
+def _reader(config_json: str, kind: str, table: Any) -> ClipReader:
+    """The reader of a decode worker, opened once per process. The index comes from the object store."""
+    return open_reader(Config.model_validate_json(config_json), kind, index=Index(ray.get(table.ref)))
+
+
+class Table:
+    """An object reference that can be a cache key."""
+
+    def __init__(self, ref: Any) -> None:
+        self.ref = ref
+
+    def __hash__(self) -> int:
+        return hash(self.ref)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Table) and self.ref == other.ref
+
+
+def decode_rows(
+    batch: dict[str, np.ndarray], config_json: str, kind: str, table: Table, low: int, ahead: tuple[int, ...]
+) -> Iterator[dict[str, Any]]:
+    """Row ids -> clips, a block at a time. A bad clip becomes a row with `ok` false, empty frames and its reason."""
+    reader = _reader(config_json, kind, table)
+    clip = reader.config.data.clip
+    positions = nth_positions(Cursor(low, ahead), batch["id"])
+    for i in range(0, len(positions), CLIPS_PER_BLOCK):
+        found = [reader.try_sample(int(p)) for p in positions[i : i + CLIPS_PER_BLOCK]]
+        empty = np.zeros((clip.frames, 3, clip.size, clip.size), np.uint8)
+        block: dict[str, Any] = {
+            "position": np.array([f.position for f in found], np.int64),
+            "ok": np.array([isinstance(f, Sample) for f in found]),
+            "frames": np.stack([f.frames if isinstance(f, Sample) and f.frames is not None else empty for f in found]),
+            "key": np.array([f.key for f in found], dtype=object),
+            "start_s": np.array([f.start_s for f in found]),
+            "reason": np.array([f.reason if isinstance(f, BadClip) else "" for f in found], dtype=object),
+            "source": np.array([f.source if isinstance(f, BadClip) else "" for f in found], dtype=object),
+            "message": np.array([f.message if isinstance(f, BadClip) else "" for f in found], dtype=object),
+        }
+        if reader.labels is not None:
+            width = reader.labels.action_dim
+            none = np.full((clip.frames - 1, width), np.nan, np.float32)
+            block["actions"] = np.stack(
+                [f.actions if isinstance(f, Sample) and f.actions is not None else none for f in found]
+            )
+        yield block
+
+
+def nth_positions(cursor: Cursor, ids: np.ndarray) -> np.ndarray:
+    """The plan position of the id-th clip that the cursor has not consumed."""
+    if not cursor.ahead:
+        return cursor.low + ids
+    free = np.setdiff1d(np.arange(cursor.low, max(cursor.ahead) + 1), np.array(cursor.ahead, np.int64))
+    beyond = max(cursor.ahead) + 1 + ids - len(free)
+    return np.where(ids < len(free), free[np.minimum(ids, len(free) - 1)] if len(free) else beyond, beyond)
