@@ -3,6 +3,7 @@
     python -m benchmarks.demo                     reads runs/demo/results.json
     python -m benchmarks.demo --seeds 3           trains 3 seeds of the demo recipe and its twin (long)
     python -m benchmarks.demo --seeds 3 --also    and sparse and discrete at this scale's strengths
+    python -m benchmarks.demo --sweep             which strengths those are
 
 The last line is a JSON object with the mean of each figure over seeds, its spread, and whether its gate holds.
 """
@@ -12,15 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._common import finish, parser
-from jobs.demo import GATES, Demo, measure, prepare_data, train_all
+from jobs._run import Fit, train_on_ray
+from jobs.demo import GATES, PUSHT, Demo, measure, prepare_data
 from lawm.config import Config, LawmError, override, recipe
 from lawm.evaluation import Result
 
-ALSO = {
-    "sparse": {"model.bottleneck": {"kind": "sparse", "lambda_l1": 0.001}},
-    "discrete": {"model.bottleneck": {"kind": "discrete", "codebook_size": 64}},
+ALSO: dict[str, dict[str, Any]] = {
+    "sparse": {"kind": "sparse", "lambda_l1": 0.001},
+    "discrete": {"kind": "discrete", "codebook_size": 64},
 }
-"""Other bottlenecks, at the strengths that tune_spaces/ found best at this scale."""
+"""Other bottlenecks, at the strengths that `--sweep` found best at this scale."""
+
+SWEEP: dict[str, list[dict[str, Any]]] = {
+    "sparse": [
+        {"kind": "sparse", "lambda_l1": l1, "lambda_v": variance}
+        for l1, variance in ((1e-3, 0.1), (1e-4, 0.1), (1e-3, 1.0), (1e-4, 1.0))
+    ],
+    "discrete": [{"kind": "discrete", "codebook_size": size} for size in (16, 64, 256)],
+}
+SWEEP_SEED = 100
+PACKAGES = ("lawm", "torch", "ray", "gym-pusht")
+MOST_CYCLE = next(at_most for key, _, at_most, _ in GATES if key == "cycle")
 
 
 def figures_of(results: list[Result]) -> dict[str, Result]:
@@ -29,46 +42,99 @@ def figures_of(results: list[Result]) -> dict[str, Result]:
     return {key: held_out[name] for key, name, _, _ in GATES if name in held_out}
 
 
-def one_seed(config: Config, out: Path, data: Path, episodes: int, seed: int) -> list[Result]:
-    """Trains and measures one seed on shared data; results are kept, so that a rerun goes on."""
-    for field in (
-        "train.seed",
-        "controller.train.seed",
-        "decoder.train.seed",
-        "data.seed",
-        "evaluate.seed",
-        "plan.seed",
-    ):
-        config = override(config, field, seed)
-    demo = Demo(config, out, episodes)
-    kept = out / "results.json"
-    if not kept.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("pusht", "index.parquet", "cache"):
-            if not (out / name).exists():
-                (out / name).symlink_to((data / name).resolve())
-        train_all(demo, decoder=False)
-        measure(demo)
-    return [Result(**row) for row in json.loads(kept.read_text())]
+def seeded(config: Config, seed: int) -> Config:
+    """The config with every seed set."""
+    for part in ("train", "controller.train", "decoder.train", "data", "evaluate", "plan"):
+        config = override(config, f"{part}.seed", seed)
+    return config
+
+
+def beside(data: Path, config: Config, out: Path, episodes: int, *also: Path) -> Demo:
+    """A demo in `out` on shared data; `also`: runs that it shares."""
+    out.mkdir(parents=True, exist_ok=True)
+    for source in (*(data / name for name in ("pusht", "index.parquet", "cache")), *also):
+        if not (out / source.name).is_symlink():
+            (out / source.name).symlink_to(source.resolve())
+    return Demo(config, out, episodes)
+
+
+def in_pairs(fits: list[Fit]) -> None:
+    """Two runs at a time: one core each."""
+    for i in range(0, len(fits), 2):
+        train_on_ray(*fits[i : i + 2])
+
+
+def model_fit(demo: Demo) -> Fit:
+    return Fit(demo.out.name, demo.on(None, labels=None), "latent_action", demo.path("model"))
 
 
 def train_afresh(seeds: int, out: Path, episodes: int, also: bool) -> dict[str, list[list[Result]]]:
-    """Results of every variant and seed."""
-    from lawm.cluster.session import start
+    """Results of every variant and seed, all beside one deterministic twin a seed. A rerun goes on."""
+    base = recipe("demo")
+    variants: dict[str, Any] = {base.model.bottleneck.kind: base.model.bottleneck.model_dump()}
+    variants |= ALSO if also else {}
+    found: dict[str, list[list[Result]]] = {name: [] for name in variants}
+    data = shared_data(base, out, episodes)
+    for seed in range(seeds):
+        twin = beside(data, seeded(base, seed), out / f"twin-{seed}", episodes)
+        twin_run = twin.out / "deterministic"
+        demos = []
+        for name, bottleneck in variants.items():
+            config = override(seeded(base, seed), "model.bottleneck", bottleneck)
+            demos.append(beside(data, config, out / f"{name}-{seed}", episodes, twin_run))
+        todo = [demo for demo in demos if not (demo.out / "results.json").exists()]
+        if todo:
+            title = f"deterministic-{seed}"
+            fits = [Fit(title, twin.variant("deterministic"), "latent_action", str(twin_run))]
+            in_pairs([*map(model_fit, todo), *fits])
+            in_pairs([Fit(d.out.name, d.on(PUSHT), "controller", d.path("controller"), d.path("model")) for d in todo])
+        for name, demo in zip(variants, demos, strict=True):
+            if demo in todo:
+                measure(demo)
+            rows = json.loads((demo.out / "results.json").read_text())
+            found[name].append([Result(**r) for r in rows])
+    return found
+
+
+def shared_data(base: Config, out: Path, episodes: int) -> Path:
+    """The folder of videos, index and states that all runs read; made where it is not there."""
+    data = Demo(base, out / "data", episodes)
+    data.out.mkdir(parents=True, exist_ok=True)
+    prepare_data(data)
+    return data.out
+
+
+def sweep(out: Path, episodes: int) -> dict[str, Any]:
+    """The strength of each other bottleneck with the least one-step error among those whose cycle ratio
+    holds its gate (where none does: the best cycle ratio). One seed, none of those in the table."""
+    from lawm.cluster.evaluate import evaluate
 
     base = recipe("demo")
-    variants: dict[str, dict[str, Any]] = {base.model.bottleneck.kind: {}} | (ALSO if also else {})
-    found: dict[str, list[list[Result]]] = {}
-    with start(base.cluster):
-        data = Demo(base, out / "data", episodes)
-        data.out.mkdir(parents=True, exist_ok=True)
-        prepare_data(data)
-        for name, changes in variants.items():
-            config = base
-            for path, value in changes.items():
-                config = override(config, path, value)
-            found[name] = [one_seed(config, out / f"{name}-{seed}", data.out, episodes, seed) for seed in range(seeds)]
-    return found
+    data = shared_data(base, out, episodes)
+    tried: dict[str, list[tuple[dict[str, Any], Demo]]] = {}
+    for name, strengths in SWEEP.items():
+        tried[name] = []
+        for i, strength in enumerate(strengths):
+            config = override(seeded(base, SWEEP_SEED), "model.bottleneck", strength)
+            tried[name].append((strength, beside(data, config, out / f"sweep-{name}-{i}", episodes)))
+    in_pairs([model_fit(demo) for rows in tried.values() for _, demo in rows])
+    best: dict[str, Any] = {}
+    for name, rows in tried.items():
+        measured = []
+        for strength, demo in rows:
+            results = evaluate(demo.on(PUSHT), demo.path("model"), dataset="PushT, held out")
+            by_name = {r.name: round(r.value, 4) for r in results}
+            figures = {
+                k: by_name.get(k) for k in ("error_vs_copy", "shuffled_vs_error", "probe_r2_linear", "cycle_ratio")
+            }
+            print(f"{strength} {figures}", flush=True)
+            measured.append({"strength": strength, **figures})
+        holding = [m for m in measured if m["cycle_ratio"] <= MOST_CYCLE]
+        chosen = (
+            min(holding, key=lambda m: m["error_vs_copy"]) if holding else min(measured, key=lambda m: m["cycle_ratio"])
+        )
+        best[name] = {"chosen": chosen["strength"], "tried": measured}
+    return best
 
 
 def row(results: list[list[Result]]) -> tuple[dict[str, Any], dict[str, Any], bool]:
@@ -96,12 +162,21 @@ def main(argv: list[str] | None = None) -> int:
         "--seeds", type=int, default=0, metavar="N", help="train N seeds afresh (default: read the last demo)"
     )
     made.add_argument("--also", action="store_true", help="with --seeds: sparse and discrete as well")
+    made.add_argument("--sweep", action="store_true", help="find the strengths of sparse and discrete, one seed")
     made.add_argument("--out", type=Path, default=None, help="default: runs/demo, or runs/demo-seeds with --seeds")
     made.add_argument("--episodes", type=int, default=700, help="PushT episodes (default: 700)")
     args = made.parse_args(argv)
+    from lawm.cluster.session import start
+
+    out = (args.out or Path("runs/demo-seeds")).resolve()
+    if args.sweep:
+        with start(recipe("demo").cluster):
+            figures = sweep(out, args.episodes)
+        finish("demo_sweep", figures, PACKAGES)
+        return 0
     if args.seeds and not args.quick:
-        out = (args.out or Path("runs/demo-seeds")).resolve()
-        found = train_afresh(args.seeds, out, args.episodes, args.also)
+        with start(recipe("demo").cluster):
+            found = train_afresh(args.seeds, out, args.episodes, args.also)
     else:
         where = (args.out or Path("runs/demo")) / "results.json"
         if not where.exists():
@@ -127,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
         "others": others,
         "seeds": len(next(iter(found.values()))),
     }
-    finish("demo", figures, ("lawm", "torch", "ray", "gym-pusht"))
+    finish("demo", figures, PACKAGES)
     return 0 if every else 1
 
 

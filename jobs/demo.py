@@ -101,7 +101,7 @@ def prepare_data(demo: Demo) -> None:
         encode_index(demo.on(None, cache=None), demo.path("cache"), lambda done, total: show(done, total, "frames"))
 
 
-def train_all(demo: Demo, decoder: bool = True) -> None:
+def train_all(demo: Demo) -> None:
     """The model beside its deterministic twin (equal data and steps); then the controller beside the
     decoder for pictures. Two runs of one core each fill two cores better than one run of two."""
     model, labels = demo.path("model"), {"labels": None}
@@ -110,11 +110,11 @@ def train_all(demo: Demo, decoder: bool = True) -> None:
             Fit("model", demo.on(None, **labels), "latent_action", model),
             Fit("deterministic", demo.variant("deterministic"), "latent_action", demo.path("deterministic")),
         )
-    fits = [Fit("controller", demo.on(PUSHT), "controller", demo.path("controller"), model)]
-    if decoder:
-        fits.append(Fit("decoder", demo.on(None, **labels), "decoder", demo.path("decoder"), model))
-    with demo.step("train " + " and ".join(fit.kind for fit in fits)):
-        train_on_ray(*fits)
+    with demo.step("train controller and decoder"):
+        train_on_ray(
+            Fit("controller", demo.on(PUSHT), "controller", demo.path("controller"), model),
+            Fit("decoder", demo.on(None, **labels), "decoder", demo.path("decoder"), model),
+        )
 
 
 def measure(demo: Demo) -> list[Result]:
