@@ -70,7 +70,7 @@ def picture_section(
     from lawm.clips import ClipReader, first_clips
     from lawm.evaluation.pictures import prediction_rows
 
-    model, parent = load_model(checkpoint)
+    model, parent = load_model(checkpoint, config=config)
     decoding = load_decoder(decoder, model, parent).decoder if decoder else None
     control = load_controller(controller, model, parent) if controller else None
     if decoding is None and config.encoder.kind != "pixels":

@@ -14,7 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from lawm import __version__
-from lawm.config import Config, LawmError, parse_config
+from lawm.config import Config, LawmError, leaf_fields, parse_config
 from lawm.encoder import Encoder
 from lawm.objective import ControllerObjective, DecoderObjective, LatentActionObjective, Objective
 from lawm.sampling import Cursor
@@ -174,12 +174,36 @@ def _verified_encoder(checkpoint: Checkpoint, objective: LatentActionObjective, 
         )
 
 
-def load_model(uri: str, encoder: Encoder | None = None) -> tuple[LatentActionObjective, Checkpoint]:
-    """The latent action model of a checkpoint, in eval mode, on the CPU."""
+def config_in_use(trained: Config, asked: Config, uri: str) -> Config:
+    """What a model was trained with, but its encoder's weights file and repeated frames as `asked` now.
+
+    Raises LawmError where anything else of the model is asked to be otherwise: a checkpoint's model is fixed.
+    """
+    theirs, ours = dict(leaf_fields(trained)), dict(leaf_fields(asked))
+    fixed = [
+        k for k in sorted(set(theirs) | set(ours)) if k.startswith(("model.", "encoder.")) or k == "data.clip.size"
+    ]
+    differ = [
+        f"{k} = {theirs.get(k)!r} there, {ours.get(k)!r} now"
+        for k in fixed
+        if k != "encoder.weights" and theirs.get(k) != ours.get(k)
+    ]
+    if differ:
+        raise LawmError(f"{uri}: the model of a checkpoint cannot be changed ({'; '.join(differ[:3])})")
+    clip = trained.data.clip.model_copy(update={"duplicate": asked.data.clip.duplicate})
+    data = trained.data.model_copy(update={"clip": clip})
+    return trained.model_copy(update={"data": data, "encoder": asked.encoder})
+
+
+def load_model(
+    uri: str, encoder: Encoder | None = None, config: Config | None = None
+) -> tuple[LatentActionObjective, Checkpoint]:
+    """The latent action model of a checkpoint, in eval mode, on the CPU; as `config_in_use` says for a `config`."""
     checkpoint = load_checkpoint(uri)
     if checkpoint.kind != LatentActionObjective.kind:
         raise LawmError(f"{uri} holds a {checkpoint.kind}, not a latent action model")
-    objective = LatentActionObjective(checkpoint.config, encoder)
+    built = checkpoint.config if config is None else config_in_use(checkpoint.config, config, uri)
+    objective = LatentActionObjective(built, encoder)
     _verified_encoder(checkpoint, objective, uri)
     objective.load_kept(checkpoint.weights, uri)
     return objective.eval(), checkpoint
@@ -222,7 +246,7 @@ def build_objective(
         return LatentActionObjective(config), None
     if parent is None:
         raise LawmError(f"a {kind} needs --checkpoint, the latent action model that it belongs to")
-    model, checkpoint = load_model(parent)
+    model, checkpoint = load_model(parent, config=config)
     if kind == ControllerObjective.kind:
         if action_dim is None:
             raise LawmError("a controller needs labelled clips: set data.labels")

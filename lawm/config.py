@@ -104,7 +104,26 @@ class PixelsEncoder(Frozen):
     normalize_states: Literal["off", "layer_norm", "channel"] = "off"
 
 
-EncoderConfig = Annotated[TimmEncoder | PixelsEncoder, Field(discriminator="kind")]
+class VJepa2Encoder(Frozen):
+    """V-JEPA 2 (Assran et al. 2025), 16-pixel patches, tubelets of 2 frames; clips whose side is a multiple of 16."""
+
+    kind: Literal["vjepa2"] = "vjepa2"
+    size: Literal["tiny", "B", "L", "H", "g", "G"] = "L"
+    """2.0 was released as L, H, g; 2.1 as B, L, g, G. `tiny` has no released weights (tests)."""
+    version: Literal["2.0", "2.1"] = "2.0"
+    weights: str = "pretrained"
+    """`pretrained` (download), `random` (tests, benchmarks), or the path of a file: the official checkpoint
+    or the Hugging Face one."""
+    branch: Literal["target_encoder", "encoder", "ema_encoder"] = "target_encoder"
+    """Which network of an official checkpoint; 2.1's B and L hold theirs as `ema_encoder`. A Hugging Face
+    file holds one network, and this is not read."""
+    causality: Literal["block_causal", "frame_pairs", "duplicate"] = "block_causal"
+    """`block_causal`: a tubelet attends to itself and earlier ones. `frame_pairs`: each tubelet on its own.
+    `duplicate`: each frame twice, on its own, one state a frame. The first two make one state of two frames."""
+    normalize_states: Literal["off", "layer_norm", "channel"] = "off"
+
+
+EncoderConfig = Annotated[TimmEncoder | PixelsEncoder | VJepa2Encoder, Field(discriminator="kind")]
 
 
 # ---------------------------------------------------------------- latent action model
@@ -480,12 +499,11 @@ def small() -> Config:
 
 
 def paper_sparse() -> Config:
-    """The paper's setting (section 4), sparse at lambda_l1 = 0.01. Its V-JEPA 2-L encoder is not in
-    lawm yet; a ViT-L of the same width, depth and token count through timm stands in its place."""
+    """The paper's setting (section 4), sparse at lambda_l1 = 0.01: V-JEPA 2-L, a ViT-L world model."""
     return Config(
         recipe="paper_sparse",
         data=DataConfig(clip=ClipSpec(frames=16, fps=4.0, size=256)),
-        encoder=TimmEncoder(model="vit_large_patch16_dinov3.lvd1689m", weights="pretrained"),
+        encoder=VJepa2Encoder(size="L"),
         model=ModelConfig(
             latent_dim=128,
             idm=TransformerIDM(width=1024, depth=4, heads=16),
@@ -513,11 +531,12 @@ def paper_discrete() -> Config:
 
 
 def report_sparse() -> Config:
-    """The report's setting: ViT-B, 8 frames at 224, 3-layer MLP IDM, action dropout 0.15, lambda_l1 0.1."""
+    """The report's setting: ViT-B, 8 frames at 224, 3-layer MLP IDM, action dropout 0.15, lambda_l1 0.1.
+    Its encoder is a per-frame V-JEPA 2-B; the one B that has been released is 2.1's."""
     return Config(
         recipe="report_sparse",
         data=DataConfig(clip=ClipSpec(frames=8, fps=4.0, size=224), val_fraction=0.02),
-        encoder=TimmEncoder(model="vit_base_patch16_dinov3.lvd1689m", weights="pretrained"),
+        encoder=VJepa2Encoder(size="B", version="2.1", branch="ema_encoder", causality="duplicate"),
         model=ModelConfig(
             latent_dim=128,
             idm=MlpIDM(hidden=1024, layers=3),

@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 
 from lawm.config import DecoderConfig
-from lawm.layers import Block, frame_causal_mask, grid_positions, rope_tables, unpatchify
+from lawm.layers import Block, grid_positions, rope_tables, unpatchify
 
 
 class Decoder(nn.Module):
@@ -29,9 +29,8 @@ class Decoder(nn.Module):
         _, steps, tokens, _ = states_BTND.shape
         x = self.embed(states_BTND).flatten(1, 2)
         rope = rope_tables(grid_positions(steps, tokens, device=x.device), self.head_dim)
-        mask = frame_causal_mask(steps, tokens, x.device) if steps > 1 else None
         for block in self.blocks:
-            x = block(x, rope, mask)
+            x = block(x, rope, tokens)
         frames = unpatchify(self.head(self.norm(x)).unflatten(1, (steps, tokens)))
         if frames.shape[-1] != self.size:
             frames = nn.functional.interpolate(

@@ -1,7 +1,6 @@
-"""Frames -> states: a frozen encoder, causal in time. timm backbones per frame, and plain pixels.
+"""Frames -> states: a frozen encoder, causal in time. V-JEPA 2, timm backbones per frame, plain pixels.
 
 Legend: B batch, F frames, S image side, T states, N tokens of a state, D state width.
-A V-JEPA 2 encoder plugs in here as one more config class, one module and one `case`.
 """
 
 import hashlib
@@ -14,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lawm.config import ClipSpec, EncoderConfig, LawmError, PixelsEncoder, TimmEncoder
-from lawm.layers import patchify
+from lawm.config import ClipSpec, EncoderConfig, LawmError, PixelsEncoder, TimmEncoder, VJepa2Encoder
+from lawm.layers import Block, grid_positions, patchify, rope_tables
 
 
 class Encoder(nn.Module):
@@ -122,6 +121,179 @@ class TimmStates(Encoder):
         return states.unflatten(0, frames_BFCHW.shape[:2])
 
 
+class VJepa2States(Encoder):
+    """V-JEPA 2's video encoder on lawm's own blocks. The released weights are bidirectional in time;
+    `causality` says how a state is kept from seeing later frames (spec section 1; Garrido et al. 2026)."""
+
+    PATCH, TUBELET = 16, 2
+    PRETRAINED_GRID = 16
+    """Cells a side of 2.1's position grid: positions of other sizes are stretched to it."""
+
+    def __init__(self, config: VJepa2Encoder, clip: ClipSpec) -> None:
+        super().__init__((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        if clip.size % self.PATCH:
+            raise LawmError(f"data.clip.size = {clip.size}: V-JEPA 2 needs a multiple of {self.PATCH}; set one")
+        if config.causality != "duplicate" and clip.frames * clip.duplicate % self.TUBELET:
+            raise LawmError(
+                f"data.clip.frames = {clip.frames}: V-JEPA 2 makes one state of {self.TUBELET} frames; "
+                "set an even number, or encoder.causality=duplicate"
+            )
+        width, depth, heads, hidden = VJEPA2_SIZES[config.size]
+        self.config = config
+        self.state_width, self.tokens = width, (clip.size // self.PATCH) ** 2
+        self.frames_per_state = 1 if config.causality == "duplicate" else self.TUBELET
+        self.head_dim = width // heads
+        self.embed = nn.Linear(3 * self.TUBELET * self.PATCH**2, width)
+        self.blocks = nn.ModuleList(Block(width, heads, hidden / width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.modality = nn.Parameter(torch.zeros(width)) if config.version == "2.1" else None
+
+    def tubelets(self, frames_BFCHW: Tensor) -> Tensor:
+        """[B, F, 3, S, S] -> [B, F / 2, N, 3 * 2 * 16 * 16], in the order of a Conv3d's weights."""
+        pairs = frames_BFCHW.unflatten(1, (-1, self.TUBELET)).transpose(2, 3).flatten(2, 3)
+        return patchify(pairs, self.PATCH)
+
+    def transform(self, tubelets_BTNP: Tensor, causal: bool) -> Tensor:
+        """The network on T tubelets at once: [B, T, N, P] -> [B, T, N, D]; `causal`: in blocks of a tubelet."""
+        _, steps, tokens, _ = tubelets_BTNP.shape
+        x = self.embed(tubelets_BTNP).flatten(1, 2)
+        if self.modality is not None:
+            x = x + self.modality
+        positions = grid_positions(steps, tokens, device=x.device)
+        if self.config.version == "2.1":
+            positions[:, 1:] *= (self.PRETRAINED_GRID - 1) / max(math.isqrt(tokens) - 1, 1)
+        rope = rope_tables(positions, self.head_dim, tiled=self.config.version == "2.0")
+        for block in self.blocks:
+            x = block(x, rope, tokens if causal else None)
+        return self.norm(x).unflatten(1, (steps, tokens))
+
+    def encode(self, frames_BFCHW: Tensor) -> Tensor:
+        """As `forward`, with gradients where they are asked for (fine-tuning)."""
+        frames = self.normalized(frames_BFCHW)
+        if self.config.causality == "duplicate":
+            frames = frames.repeat_interleave(self.TUBELET, dim=1)
+        tubelets = self.tubelets(frames)
+        if self.config.causality == "block_causal":
+            return self.transform(tubelets, causal=True)
+        alone = self.transform(tubelets.flatten(0, 1).unsqueeze(1), causal=False)
+        return alone.squeeze(1).unflatten(0, tubelets.shape[:2])
+
+    @torch.no_grad()
+    def forward(self, frames_BFCHW: Tensor) -> Tensor:
+        """frames [B, F, 3, S, S] uint8 -> states [B, T, N, D]; T = F for `duplicate`, else F / 2."""
+        return self.encode(frames_BFCHW)
+
+
+VJEPA2_SIZES = {
+    "tiny": (80, 2, 2, 320),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "H": (1280, 32, 16, 5120),
+    "g": (1408, 40, 22, 6144),
+    "G": (1664, 48, 26, 8192),
+}
+"""Width, depth, heads, hidden width of the MLP."""
+
+_HUB = {size: f"facebook/vjepa2-vit{size.lower()}-fpc64-256" for size in ("L", "H", "g")}
+_URL = "https://dl.fbaipublicfiles.com/vjepa2/vjepa2_1_vit{}_384.pt"
+_FILES_2_1 = {"B": "b_dist_vitG", "L": "l_dist_vitG", "g": "g", "G": "G"}
+
+
+def download_vjepa2(config: VJepa2Encoder) -> Path:
+    """The released weights: 2.0 from the Hugging Face hub, 2.1 from its authors' server; both kept on disk."""
+    where: Any = _HUB if config.version == "2.0" else _FILES_2_1
+    if config.size not in where:
+        raise LawmError(
+            f"encoder.size = {config.size}: V-JEPA {config.version} was released as {', '.join(where)}; choose one, "
+            "or give weights with --set encoder.weights=PATH"
+        )
+    try:
+        if config.version == "2.0":
+            from huggingface_hub import hf_hub_download
+
+            return Path(hf_hub_download(_HUB[config.size], "model.safetensors"))
+        url = _URL.format(_FILES_2_1[config.size])
+        path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path))
+        return path
+    except Exception as error:  # each library has its own ways to say that there is no network
+        raise LawmError(
+            f"encoder.weights = pretrained: V-JEPA {config.version} {config.size} could not be downloaded "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no reason given'}); "
+            "fetch the file elsewhere and give it with --set encoder.weights=PATH"
+        ) from error
+
+
+def load_vjepa2(model: VJepa2States, path: Path) -> None:
+    """Strict load of an official checkpoint or a Hugging Face file. Raises LawmError naming what is wrong."""
+    config = model.config
+    where = f"encoder.weights = {path}"
+    found = read_weights(path)
+    branches = [k for k, v in found.items() if isinstance(v, dict) and v and all(map(torch.is_tensor, v.values()))]
+    if branches:
+        if config.branch not in branches:
+            raise LawmError(f"{where} holds {', '.join(branches)}, not {config.branch!r}; set encoder.branch")
+        found = found[config.branch]
+    check_tensors(found, path)
+    found = {k.replace("module.", "").replace("backbone.", "").removeprefix("vjepa2."): v for k, v in found.items()}
+    if any(k.startswith("encoder.layer.") for k in found):
+        encoder_keys = {k.removeprefix("encoder."): v for k, v in found.items() if k.startswith("encoder.")}
+        renamed = from_hugging_face(encoder_keys)
+    else:
+        renamed = from_official(found, config.version)
+    check_keys(model.state_dict(), renamed, where)
+    model.load_state_dict(renamed)
+
+
+def from_hugging_face(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`VJEPA2Model.encoder`'s names -> lawm's: q alone, k and v joined."""
+    out: dict[str, Tensor] = {}
+    for name, tensor in found.items():
+        new = name.replace("embeddings.patch_embeddings.proj.", "embed.").replace("layernorm.", "norm.")
+        new = new.replace("layer.", "blocks.").replace("mlp.fc1.", "mlp.0.").replace("mlp.fc2.", "mlp.2.")
+        new = new.replace("attention.query.", "attention.q.")
+        if ".attention.value." in name:
+            continue
+        if ".attention.key." in name:
+            value = found.get(name.replace(".key.", ".value."))
+            if value is not None:
+                out[new.replace(".key.", ".kv.")] = torch.cat([tensor, value])
+            continue
+        out[new] = tensor.flatten(1) if new == "embed.weight" else tensor
+    return out
+
+
+def from_official(found: dict[str, Tensor], version: str) -> dict[str, Tensor]:
+    """The official names -> lawm's. Left out: the stored sin-cos `pos_embed` (2.0); in 2.1 the image patches
+    and the norms of intermediate layers."""
+    out: dict[str, Tensor] = {}
+    norms = sorted({int(k.split(".")[1]) for k in found if k.startswith("norms_block.")})
+    for name, tensor in found.items():
+        if name == "pos_embed":
+            continue
+        new = name.replace("attn.proj.", "attention.proj.").replace("patch_embed.proj.", "embed.")
+        new = new.replace("mlp.fc1.", "mlp.0.").replace("mlp.fc2.", "mlp.2.")
+        if version == "2.1":
+            if name.startswith("patch_embed_img.") or name == "img_mod_embed":
+                continue
+            if name.startswith("norms_block."):
+                if int(name.split(".")[1]) == norms[-1]:
+                    out["norm." + name.rpartition(".")[2]] = tensor
+                continue
+            if name == "video_mod_embed":
+                out["modality"] = tensor.flatten()
+                continue
+        if ".attn.qkv." in name:
+            third = len(tensor) // 3
+            out[new.replace("attn.qkv.", "attention.q.")] = tensor[:third]
+            out[new.replace("attn.qkv.", "attention.kv.")] = tensor[third:]
+        else:
+            out[new] = tensor.flatten(1) if new == "embed.weight" else tensor
+    return out
+
+
 def load_timm(config: TimmEncoder, size: int) -> nn.Module:
     """The backbone with its weights. Raises LawmError naming the model, the weights and the remedy."""
     import timm
@@ -155,20 +327,9 @@ def load_weights(model: nn.Module, weights: str) -> None:
     """Strict load of a local file (safetensors, or a torch file read with weights_only=True)."""
     by_order = weights == "package:efficientnet_lite0"
     path = package_weights() if by_order else Path(weights)
-    if not path.is_file():
-        raise LawmError(f"encoder.weights: no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything
-        raise LawmError(f"encoder.weights: {path} is not a readable weights file ({type(error).__name__})") from error
-    found = found.get("state_dict", found.get("model", found)) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise LawmError(f"encoder.weights: {path} holds no weights (expected names and tensors)")
+    found = read_weights(path)
+    found = found.get("state_dict", found.get("model", found))
+    check_tensors(found, path)
     wanted = model.state_dict()
     if by_order:  # the package's own names, in timm's order
         names = [k for k in wanted if not k.endswith("num_batches_tracked")]
@@ -178,6 +339,31 @@ def load_weights(model: nn.Module, weights: str) -> None:
         found = dict(zip(names, tensors, strict=True)) | {k: v for k, v in wanted.items() if k not in names}
     check_keys(wanted, found, f"encoder.weights = {weights}")
     model.load_state_dict(found)
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a safetensors file, or a torch file read with weights_only=True, holds."""
+    if not path.is_file():
+        raise LawmError(f"encoder.weights: no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        raise LawmError(f"encoder.weights: {path} is not a readable weights file ({type(error).__name__})") from error
+    if not isinstance(found, dict):
+        raise LawmError(
+            f"encoder.weights: {path} holds no weights but a {type(found).__name__} (expected names and tensors)"
+        )
+    return found
+
+
+def check_tensors(found: Any, path: Path) -> None:
+    """Raises LawmError where that is not names and tensors."""
+    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise LawmError(f"encoder.weights: {path} holds no weights (expected names and tensors)")
 
 
 def package_weights() -> Path:
@@ -215,6 +401,13 @@ def load_encoder(config: EncoderConfig, clip: ClipSpec) -> Encoder:
             encoder: Encoder = PixelStates(config, clip)
         case TimmEncoder():
             encoder = TimmStates(config, clip)
+        case VJepa2Encoder():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # `random` weights are the same everywhere
+                encoder = VJepa2States(config, clip)
+            if config.weights != "random":
+                local = config.weights != "pretrained"
+                load_vjepa2(encoder, Path(config.weights) if local else download_vjepa2(config))
     return encoder.requires_grad_(False).eval()
 
 
@@ -251,9 +444,3 @@ class StateNorm(nn.Module):
     def inverse(self, states_BTND: Tensor) -> Tensor:
         """Raw states again (not for `layer_norm`, which forgets each token's mean and scale)."""
         return states_BTND * self.channel_std + self.channel_mean if self.kind == "channel" else states_BTND
-
-
-def grid_side(tokens: int) -> int:
-    """The side of a square grid of tokens; 0 where it is not square."""
-    side = math.isqrt(tokens)
-    return side if side * side == tokens else 0

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from lawm.config import ConfigError
 
+SMALL_STATE = 32
+"""Tokens of a state below which one masked attention call beats one call a state."""
+
 
 def grid_positions(steps: int, tokens: int, start: int = 0, device: torch.device | None = None) -> Tensor:
     """(time, row, column) of every token of `steps` states from time `start`: float [steps * tokens, 3].
@@ -25,12 +28,17 @@ def grid_positions(steps: int, tokens: int, start: int = 0, device: torch.device
     return torch.stack([time, row, column], dim=-1).float()
 
 
-def rope_tables(positions_L3: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+def rope_tables(positions_L3: Tensor, head_dim: int, tiled: bool = False) -> tuple[Tensor, Tensor]:
     """cos and sin, [L, head_dim]: a third of the head each for time, row and column (rounded down to
-    pairs; for 64 dims 20 + 20 + 20), theta_i = 10000^(-i/(d/2)), what is left is not rotated."""
+    pairs; for 64 dims 20 + 20 + 20), theta_i = 10000^(-i/(d/2)), what is left is not rotated.
+
+    `tiled`: the angles of a third are laid out as theta_0..theta_k, theta_0..theta_k although neighbouring
+    dims are the pairs: not a rotation, but what V-JEPA 2.0 was trained with (2.1 is not).
+    """
     d = 2 * ((head_dim // 3) // 2)
     theta = 10000.0 ** (-torch.arange(d // 2, device=positions_L3.device).float() / max(d // 2, 1))
-    angles = (positions_L3.unsqueeze(-1) * theta).repeat_interleave(2, dim=-1).flatten(1)
+    theta = theta.repeat(2) if tiled else theta.repeat_interleave(2)
+    angles = (positions_L3.unsqueeze(-1) * theta).flatten(1)
     angles = F.pad(angles, (0, head_dim - 3 * d))
     return angles.cos(), angles.sin()
 
@@ -43,10 +51,27 @@ def apply_rope(x_BHLd: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return (x_BHLd * cos + turned * sin).to(x_BHLd.dtype)
 
 
-def frame_causal_mask(steps: int, tokens: int, device: torch.device | None = None) -> Tensor:
-    """bool [L, L], True where a token may look: its own state and earlier ones."""
-    time = torch.arange(steps, device=device).repeat_interleave(tokens)
-    return time.unsqueeze(1) >= time.unsqueeze(0)
+def attend(q_BHQd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, tokens: int | None) -> Tensor:
+    """Scaled dot-product attention; with `tokens` per state, a token sees its own state and earlier ones.
+
+    Queries are those of the last states that the keys hold. Each state attends to its prefix of the keys
+    in a call of its own: no mask, so every device's fused kernel takes it, and half of the work of a masked
+    square is not done. Tiny states share one masked call, which is then cheaper than many.
+    """
+    steps = 1 if tokens is None else q_BHQd.shape[2] // tokens
+    if tokens is None or steps == 1:
+        return F.scaled_dot_product_attention(q_BHQd, k_BHLd, v_BHLd)
+    known = k_BHLd.shape[2] - q_BHQd.shape[2]
+    if tokens < SMALL_STATE:
+        time = torch.arange(known + steps * tokens, device=q_BHQd.device) // tokens
+        mask = time[known:].unsqueeze(1) >= time.unsqueeze(0)
+        return F.scaled_dot_product_attention(q_BHQd, k_BHLd, v_BHLd, attn_mask=mask)
+    ends = [known + (i + 1) * tokens for i in range(steps)]
+    parts = [
+        F.scaled_dot_product_attention(q, k_BHLd[:, :, :end], v_BHLd[:, :, :end])
+        for q, end in zip(q_BHQd.split(tokens, dim=2), ends, strict=True)
+    ]
+    return torch.cat(parts, dim=2)
 
 
 class KVCache:
@@ -86,7 +111,7 @@ class Attention(nn.Module):
         self,
         x_BLC: Tensor,
         rope: tuple[Tensor, Tensor] | None = None,
-        mask: Tensor | None = None,
+        tokens: int | None = None,
         cache: KVCache | None = None,
         block: int = 0,
         memory: Tensor | None = None,
@@ -97,18 +122,18 @@ class Attention(nn.Module):
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         if cache is not None:
             k, v = cache.extend(block, k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v, tokens).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP. With `conditioned`, both are modulated per state by AdaLN-zero
-    (Peebles & Xie 2023, applied frame-wise as in the paper): affine-free norms; shift, scale and gate
-    from the state's latent action, zero-initialised, so that the block starts as the identity."""
+    """Pre-norm attention and MLP; frame-causal where `tokens` per state are given. With `conditioned`,
+    both are modulated per state by AdaLN-zero (Peebles & Xie 2023, applied frame-wise as in the paper):
+    affine-free norms; shift, scale and gate from the state's latent action, zero-initialised, so that the
+    block starts as the identity."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, conditioned: bool = False) -> None:
         super().__init__()
-        hidden = int(width * mlp_ratio)
+        hidden = round(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=not conditioned)
         self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=not conditioned)
@@ -119,17 +144,17 @@ class Block(nn.Module):
         self,
         x_BLC: Tensor,
         rope: tuple[Tensor, Tensor] | None = None,
-        mask: Tensor | None = None,
+        tokens: int | None = None,
         condition_BTC: Tensor | None = None,
         cache: KVCache | None = None,
         block: int = 0,
     ) -> Tensor:
         if self.modulation is None:
-            x_BLC = x_BLC + self.attention(self.norm1(x_BLC), rope, mask, cache, block)
+            x_BLC = x_BLC + self.attention(self.norm1(x_BLC), rope, tokens, cache, block)
             return x_BLC + self.mlp(self.norm2(x_BLC))
         assert condition_BTC is not None
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition_BTC)).chunk(6, dim=-1)
-        inner = self.attention(modulate(self.norm1(x_BLC), shift1, scale1), rope, mask, cache, block)
+        inner = self.attention(modulate(self.norm1(x_BLC), shift1, scale1), rope, tokens, cache, block)
         x_BLC = x_BLC + per_state(inner, gate1)
         inner = self.mlp(modulate(self.norm2(x_BLC), shift2, scale2))
         return x_BLC + per_state(inner, gate2)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lawm.config import Config, LawmError, TimmEncoder
+from lawm.config import Config, LawmError, PixelsEncoder
 from lawm.controller import Controller
 from lawm.decoder import Decoder
 from lawm.encoder import Encoder, StateNorm, check_keys, load_encoder
@@ -108,9 +108,16 @@ class LatentActionObjective(Objective):
         self.latent_dim = model.latent_dim
         self.action_dropout = model.action_dropout
         self.duplicate = config.data.clip.duplicate
+        if self.latent_action.embed is not None:
+            check_state_per_frame(self)
+
+    @property
+    def frames_per_state(self) -> int:
+        """Frames of a clip that make one state: a tubelet's, fewer where the clip repeats its frames."""
+        return max(self.encoder.frames_per_state // self.duplicate, 1)
 
     def encode(self, frames_BFCHW: Tensor) -> Tensor:
-        """uint8 frames -> raw states."""
+        """uint8 frames -> raw states, one of `frames_per_state` frames."""
         if self.duplicate > 1:
             frames_BFCHW = frames_BFCHW.repeat_interleave(self.duplicate, dim=1)
         states = self.encoder(frames_BFCHW)
@@ -165,6 +172,15 @@ class LatentActionObjective(Objective):
         return {}
 
 
+def check_state_per_frame(model: LatentActionObjective) -> None:
+    """Raises LawmError where one real action would not be one transition between states (spec section 1)."""
+    if model.frames_per_state > 1:
+        raise LawmError(
+            f"the encoder makes one state of {model.frames_per_state} frames, and actions are given frame by frame: "
+            "set data.clip.duplicate=2 (each frame twice), or train with encoder.causality=duplicate"
+        )
+
+
 class ControllerObjective(Objective):
     """L2 from the controller's latents to the frozen IDM's, and the inverse controller's action error."""
 
@@ -174,6 +190,7 @@ class ControllerObjective(Objective):
         super().__init__()
         if model.latent_action.kind == "deterministic":
             raise LawmError("a deterministic model has no latent actions: there is nothing to control")
+        check_state_per_frame(model)
         self.model = model.requires_grad_(False).eval()
         self.controller = Controller(config.controller, model.encoder.state_width, action_dim, config.model.latent_dim)
 
@@ -239,7 +256,7 @@ class DecoderObjective(Objective):
             raise LawmError("the decoder learns from frames: train it from videos, not from a state cache")
         with torch.no_grad():
             states = self.model.states(batch)
-        frames = batch.frames_BFCHW[:, :: self.model.encoder.frames_per_state].float() / 255.0
+        frames = batch.frames_BFCHW[:, :: self.model.frames_per_state].float() / 255.0
         decoded = self.decoder(states).float()
         l1 = (decoded - frames).abs().mean()
         perceptual = l1.new_zeros(())
@@ -274,7 +291,7 @@ def decode_states(model: LatentActionObjective, decoder: Decoder | None, states_
 def parameter_counts(config: Config) -> dict[str, int]:
     """Parameters of each part of the latent action model, without allocating or downloading weights."""
     encoder = config.encoder
-    if isinstance(encoder, TimmEncoder):
+    if not isinstance(encoder, PixelsEncoder):
         encoder = encoder.model_copy(update={"weights": "random"})
     with torch.device("meta"):
         model = LatentActionObjective(config.model_copy(update={"encoder": encoder}))

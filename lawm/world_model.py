@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lawm.config import WorldModelConfig
-from lawm.layers import Block, KVCache, frame_causal_mask, grid_positions, modulate, rope_tables, zero_linear
+from lawm.layers import Block, KVCache, grid_positions, modulate, rope_tables, zero_linear
 
 Policy = Callable[[Tensor, int, int], Tensor]
 
@@ -53,12 +53,9 @@ class WorldModel(nn.Module):
         done = cache.steps if cache is not None else 0
         x = self.embed(states_BTND).flatten(1, 2)
         rope = rope_tables(grid_positions(steps, tokens, done, x.device), self.head_dim)
-        mask = frame_causal_mask(steps, tokens, x.device) if steps > 1 else None
-        if mask is not None and done:
-            mask = torch.cat([mask.new_ones(len(mask), done * tokens), mask], dim=1)
         condition = self.condition(z_BTZ, states_BTND)
         for i, block in enumerate(self.blocks):
-            x = block(x, rope, mask, condition, cache, i)
+            x = block(x, rope, tokens, condition, cache, i)
         if cache is not None:
             cache.steps += steps
         shift, scale = self.final_modulation(nn.functional.silu(condition)).chunk(2, dim=-1)

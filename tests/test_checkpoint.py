@@ -8,6 +8,7 @@ from pathlib import Path
 import boto3
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_runs import losses_of, made_batch, new_objective, tiny_with
 from torch import Tensor
 
@@ -24,8 +25,9 @@ from lawm.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from lawm.config import LawmError, tiny
-from lawm.objective import ControllerObjective
+from lawm.config import LawmError, TimmEncoder, VJepa2Encoder, override, tiny
+from lawm.encoder import TimmStates
+from lawm.objective import ControllerObjective, LatentActionObjective
 from lawm.optimizer import Optimizer
 from lawm.sampling import Cursor
 
@@ -210,3 +212,43 @@ def test_a_loaded_model_computes_what_the_saved_one_did(tmp_path: Path) -> None:
     batch = made_batch(range(6), config)
     objective.load_kept(checkpoint.weights, "here")
     assert torch.equal(objective.eval()(batch).total, model(batch).total)
+
+
+def test_a_checkpoint_keeps_its_model_but_may_find_its_weights_elsewhere(tmp_path: Path) -> None:
+    save_checkpoint(made_checkpoint(), str(tmp_path / "step_00000001"))
+    _, about = load_model(str(tmp_path))
+    repeated = override(about.config, "data.clip.duplicate", 2)
+    assert load_model(str(tmp_path), config=repeated)[0].duplicate == 2
+    for field, value in (("model.latent_dim", 4), ("encoder.patch", 4), ("data.clip.size", 64)):
+        with pytest.raises(LawmError, match=rf"cannot be changed \({field} = .* there, {value} now"):
+            load_model(str(tmp_path), config=override(about.config, field, value))
+    backbone = TimmEncoder(model="resnet10t", weights="random")
+    config = about.config.model_copy(update={"encoder": backbone})
+    objective = LatentActionObjective(config)
+    assert isinstance(objective.encoder, TimmStates)
+    moved = tmp_path / "moved.safetensors"
+    save_file({k: v.contiguous() for k, v in objective.encoder.backbone.state_dict().items()}, moved)
+    gone = config.model_copy(update={"encoder": backbone.model_copy(update={"weights": str(tmp_path / "gone.pth")})})
+    fingerprint = objective.encoder.fingerprint()
+    held = Checkpoint("latent_action", gone, 1, Cursor(), objective.kept(), encoder_fingerprint=fingerprint)
+    save_checkpoint(held, str(tmp_path / "b/step_00000001"))
+    with pytest.raises(LawmError, match="no file"):
+        load_model(str(tmp_path / "b"))
+    found, _ = load_model(str(tmp_path / "b"), config=override(gone, "encoder.weights", str(moved)))
+    assert found.encoder.fingerprint() == fingerprint
+
+
+def test_a_state_of_several_frames_has_no_single_action() -> None:
+    """V-JEPA 2's tubelets: refused with labelled clips, unless each frame is repeated or encoded alone."""
+    config = tiny_with(data__clip__size=32)
+    for causality, duplicate, states in (("block_causal", 1, 2), ("block_causal", 2, 4), ("duplicate", 1, 4)):
+        encoder = VJepa2Encoder(size="tiny", weights="random", causality=causality)  # type: ignore[arg-type]
+        one = override(config.model_copy(update={"encoder": encoder}), "data.clip.duplicate", duplicate)
+        model = LatentActionObjective(one)
+        frames = torch.zeros(1, 4, 3, 32, 32, dtype=torch.uint8)
+        assert model.encode(frames).shape[1] == states == 4 // model.frames_per_state
+        if states == 4:
+            ControllerObjective(one, model, 2)
+        else:
+            with pytest.raises(LawmError, match=r"one state of 2 frames, .* set data.clip.duplicate=2"):
+                ControllerObjective(one, model, 2)

@@ -1,5 +1,6 @@
 """Encoders: pixels and their inverse, timm backbones, causality, strict weights that execute nothing."""
 
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from small_runs import made_batch, new_objective, tiny, tiny_with
 
 from lawm.config import ClipSpec, LawmError, PixelsEncoder, TimmEncoder
-from lawm.encoder import Encoder, StateNorm, grid_side, load_encoder
+from lawm.encoder import Encoder, StateNorm, load_encoder
 from lawm.objective import decode_states
 
 CLIP = ClipSpec(frames=4, size=32)
@@ -65,7 +66,7 @@ def test_tokens_stand_where_their_patch_does(loaded: dict[str, Encoder]) -> None
     """A change in one corner moves the token of that corner most."""
     for name in ("pixels", "cnn_stage"):
         still = torch.full((1, 1, 3, 32, 32), 100, dtype=torch.uint8)
-        side = grid_side(loaded[name].tokens)
+        side = math.isqrt(loaded[name].tokens)
         for corner, token in (
             ((0, 0), 0),
             ((0, 24), side - 1),

@@ -6,11 +6,12 @@ from torch import nn
 
 from lawm.config import ConfigError
 from lawm.layers import (
+    SMALL_STATE,
     Attention,
     Block,
     KVCache,
     apply_rope,
-    frame_causal_mask,
+    attend,
     grid_positions,
     modulate,
     patchify,
@@ -74,42 +75,59 @@ def stack(conditioned: bool) -> nn.ModuleList:
 
 
 def run(blocks: nn.ModuleList, x: torch.Tensor, z: torch.Tensor | None, steps: int, tokens: int) -> torch.Tensor:
-    rope, mask = rope_tables(grid_positions(steps, tokens), 12), frame_causal_mask(steps, tokens)
+    rope = rope_tables(grid_positions(steps, tokens), 12)
     for block in blocks:
-        x = block(x, rope, mask, z)
+        x = block(x, rope, tokens, z)
     return x.unflatten(1, (steps, tokens))
 
 
+@pytest.mark.parametrize("tokens", [4, SMALL_STATE + 4])  # one masked call; a call a state
+def test_attention_is_softmax_over_what_may_be_seen(tokens: int) -> None:
+    """Against the formula with an explicit mask, with states that a cache already holds and without."""
+    torch.manual_seed(0)
+    steps, d = 3, 8
+    q, k, v = torch.randn(3, 2, 2, steps * tokens, d)
+    time = torch.arange(steps * tokens) // tokens
+    scores = (q @ k.transpose(-1, -2) / d**0.5).masked_fill(time[:, None] < time[None], -torch.inf)
+    expected = scores.softmax(-1) @ v
+    for known in range(steps):
+        found = attend(q[:, :, known * tokens :], k, v, tokens)
+        torch.testing.assert_close(found, expected[:, :, known * tokens :], rtol=1e-5, atol=1e-5)
+    everything = (q @ k.transpose(-1, -2) / d**0.5).softmax(-1) @ v
+    torch.testing.assert_close(attend(q, k, v, None), everything, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [4, SMALL_STATE + 4])
 @pytest.mark.parametrize("conditioned", [False, True])
-def test_no_state_sees_a_later_one(conditioned: bool) -> None:
+def test_no_state_sees_a_later_one(conditioned: bool, tokens: int) -> None:
     blocks = stack(conditioned)
-    x, z = torch.randn(2, 5 * 4, 24), torch.randn(2, 5, 24) if conditioned else None
-    out = run(blocks, x, z, 5, 4)
+    x, z = torch.randn(2, 5 * tokens, 24), torch.randn(2, 5, 24) if conditioned else None
+    out = run(blocks, x, z, 5, tokens)
     for t in range(5):
-        other = x.unflatten(1, (5, 4)).clone()
+        other = x.unflatten(1, (5, tokens)).clone()
         other[:, t, 3] += torch.randn(24)  # not a constant: LayerNorm would take that out
-        moved = run(blocks, other.flatten(1, 2), z, 5, 4)
+        moved = run(blocks, other.flatten(1, 2), z, 5, tokens)
         assert torch.equal(moved[:, :t], out[:, :t])  # bit-identical
         # All of its own state (also the tokens before it) and all later ones do see it.
         assert ((moved - out)[:, t:].abs().amax(-1) > 0).all()
         if z is not None:
             late = z.clone()
             late[:, t] += 1.0
-            moved = run(blocks, x, late, 5, 4)
+            moved = run(blocks, x, late, 5, tokens)
             assert torch.equal(moved[:, :t], out[:, :t]) and not torch.equal(moved[:, t], out[:, t])
 
 
-def test_the_cache_gives_what_the_whole_sequence_gives() -> None:
+@pytest.mark.parametrize("n", [4, SMALL_STATE + 4])
+def test_the_cache_gives_what_the_whole_sequence_gives(n: int) -> None:
     blocks = stack(True)
-    x, z = torch.randn(2, 4 * 4, 24), torch.randn(2, 4, 24)
-    whole = run(blocks, x, z, 4, 4)
+    x, z = torch.randn(2, 4 * n, 24), torch.randn(2, 4, 24)
+    whole = run(blocks, x, z, 4, n)
     cache, parts = KVCache(len(blocks)), []
-    for start, stop in ((0, 2), (2, 3), (3, 4)):
-        part, steps = x.unflatten(1, (4, 4))[:, start:stop].flatten(1, 2), stop - start
-        mask = frame_causal_mask(steps, 4) if steps > 1 else None
+    for start, stop in ((0, 1), (1, 3), (3, 4)):
+        part, steps = x.unflatten(1, (4, n))[:, start:stop].flatten(1, 2), stop - start
         for i, block in enumerate(blocks):
-            part = block(part, rope_tables(grid_positions(steps, 4, start), 12), mask, z[:, start:stop], cache, i)
-        parts.append(part.unflatten(1, (steps, 4)))
+            part = block(part, rope_tables(grid_positions(steps, n, start), 12), n, z[:, start:stop], cache, i)
+        parts.append(part.unflatten(1, (steps, n)))
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
 
 

@@ -67,8 +67,10 @@ class Evaluator:
             torch.set_num_threads(1)
         self.config, self.tasks, self.which = config, tasks, which
         self.device = pick_device()
-        self.model, parent = load_model(model)
+        self.model, parent = load_model(model, config=config)
         self.others = {name: load_model(uri, self.model.encoder)[0].to(self.device) for name, uri in baselines.items()}
+        for other in self.others.values():
+            other.duplicate = self.model.duplicate
         self.controller = load_controller(controller, self.model, parent).to(self.device) if controller else None
         self.model = self.model.to(self.device)
         self.readers: dict[tuple[str, bool], ClipReader] = {}

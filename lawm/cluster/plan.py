@@ -44,7 +44,7 @@ class Planner:
             torch.set_num_threads(1)
         self.config = episode_config(config)
         self.device = pick_device()
-        self.model, parent = load_model(model)
+        self.model, parent = load_model(model, config=self.config)
         self.controller = load_controller(controller, self.model, parent).to(self.device)
         self.model = self.model.to(self.device)
         self.held_out = ClipReader(self.config, "val", labelled=True)
@@ -68,8 +68,7 @@ class Planner:
         assert sample.actions is not None
         batch = collate([sample]).to(self.device)
         if batch.frames_BFCHW is not None:
-            tubelet = self.model.encoder.frames_per_state
-            ends = [batch.frames_BFCHW[:, :tubelet], batch.frames_BFCHW[:, -tubelet:]]
+            ends = [batch.frames_BFCHW[:, :1], batch.frames_BFCHW[:, -1:]]  # labelled clips have a state a frame
             start, goal = (self.model.state_norm(self.model.encode(frames))[0] for frames in ends)
         else:
             states = self.model.states(batch)[0]

@@ -29,7 +29,7 @@ FIGURES = [
 
 def stitch(model: LatentActionObjective, batch: ClipBatch, partner: Tensor) -> tuple[Tensor, int]:
     """Normalised states of each clip A cut over to its partner B in the middle, and the cut c (a state)."""
-    tubelet = model.encoder.frames_per_state
+    tubelet = model.frames_per_state
     if batch.frames_BFCHW is None:
         assert batch.states_BTND is not None
         raw = batch.states_BTND

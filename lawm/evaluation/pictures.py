@@ -56,7 +56,7 @@ def prediction_rows(
     if z is not None:
         partner = torch.from_numpy(derange(len(states), 0))
         found["rollout, another clip's latents"] = picture(model.world_model.rollout(states[:, :1], z[partner], steps))
-    tubelet = model.encoder.frames_per_state
+    tubelet = model.frames_per_state
     rows = []
     for i in range(min(clips, len(batch))):
         rows.append(PictureRow("true frames", to_images(batch.frames_BFCHW[i, ::tubelet].float() / 255)))
