@@ -29,7 +29,11 @@ SWEEP: dict[str, list[dict[str, Any]]] = {
         {"kind": "sparse", "lambda_l1": l1, "lambda_v": variance}
         for l1, variance in ((1e-3, 0.1), (1e-4, 0.1), (1e-3, 1.0), (1e-4, 1.0))
     ],
-    "discrete": [{"kind": "discrete", "codebook_size": size} for size in (16, 64, 256)],
+    # A code unused for 1 % of a run's latents is re-seeded, as in the paper's setting; never, in one so short as this.
+    "discrete": [
+        {"kind": "discrete", "codebook_size": size, **({"reset_after": unused} if unused else {})}
+        for size, unused in ((16, None), (64, None), (256, None), (16, 480), (64, 480), (64, 2400), (256, 480))
+    ],
 }
 SWEEP_SEED = 100
 PACKAGES = ("lawm", "torch", "ray", "gym-pusht")

@@ -239,11 +239,15 @@ def load_decoder(uri: str, model: LatentActionObjective, parent: Checkpoint) -> 
 
 
 def build_objective(
-    config: Config, kind: str, parent: str | None = None, action_dim: int | None = None
+    config: Config,
+    kind: str,
+    parent: str | None = None,
+    action_dim: int | None = None,
+    encoder: Encoder | None = None,
 ) -> tuple[Objective, Checkpoint | None]:
     """The objective that a run trains, and the parent checkpoint that it stands on."""
     if kind == LatentActionObjective.kind:
-        return LatentActionObjective(config), None
+        return LatentActionObjective(config, encoder), None
     if parent is None:
         raise LawmError(f"a {kind} needs --checkpoint, the latent action model that it belongs to")
     model, checkpoint = load_model(parent, config=config)

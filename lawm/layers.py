@@ -82,6 +82,13 @@ class KVCache:
         self.values: list[Tensor | None] = [None] * depth
         self.steps = 0
 
+    def repeat(self, copies: int) -> None:
+        """Each sequence of the batch `copies` times in a row, for continuations of its own."""
+        for held in (self.keys, self.values):
+            for i, tensor in enumerate(held):
+                if tensor is not None:
+                    held[i] = tensor.unsqueeze(1).expand(-1, copies, -1, -1, -1).flatten(0, 1)
+
     def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         old_key, old_value = self.keys[block], self.values[block]
         if old_key is not None and old_value is not None:

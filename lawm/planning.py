@@ -59,9 +59,10 @@ def rollout_cost(
     actions_BHA: Tensor,
     kind: str,
 ) -> Tensor:
-    """Cost [B] of unrolling each action sequence from its start. The context's own transitions, where
-    it has more than one state, are inferred from it."""
-    known = start_BTND.shape[1]
+    """Cost [E * S] of unrolling each action sequence from its start, S sequences for each of E starts (in
+    the batch one after another) and goals. The context's own transitions, where it has more than one
+    state, are inferred from it; it is computed once for all S."""
+    known, candidates = start_BTND.shape[1], len(actions_BHA) // len(start_BTND)
     before = model.infer(start_BTND).z_BTZ if known > 1 else None
 
     def policy(states: Tensor, start: int, stop: int) -> Tensor:
@@ -72,8 +73,8 @@ def rollout_cost(
             parts.append(controller.controller(chosen, states[:, first - start :]))
         return torch.cat(parts, dim=1)
 
-    last = model.world_model.rollout(start_BTND, policy, actions_BHA.shape[1])[:, -1]
-    return goal_cost(last.float(), goal_BND.float(), kind)
+    last = model.world_model.rollout(start_BTND, policy, actions_BHA.shape[1], candidates=candidates)[:, -1]
+    return goal_cost(last.float(), goal_BND.float().repeat_interleave(candidates, dim=0), kind)
 
 
 @torch.no_grad()
@@ -97,8 +98,7 @@ def plan(
     shape = (config.horizon, len(scale))
     mean = torch.zeros(shape, device=device)
     std = torch.full(shape, config.initial_std, device=device)
-    starts = start_TND.unsqueeze(0).expand(config.samples, -1, -1, -1)
-    goals = goal_ND.unsqueeze(0).expand(config.samples, -1, -1)
+    starts, goals = start_TND.unsqueeze(0), goal_ND.unsqueeze(0)
     best, best_cost = mean, float("inf")
     for _ in range(config.iterations):
         noise = torch.randn(config.samples, *shape, generator=generator).to(device)

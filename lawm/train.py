@@ -29,6 +29,7 @@ from lawm.checkpoint import (
 )
 from lawm.clips import BadClip, ClipReader, first_clips, open_reader
 from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, leaf_fields, parse_config
+from lawm.encoder import Encoder
 from lawm.latent_action import effective_rank
 from lawm.objective import (
     ClipBatch,
@@ -77,6 +78,109 @@ def local_batch(train: TrainConfig, world: int) -> int:
     return train.batch // world
 
 
+class Trainer:
+    """One model in training: what a step does, and what is said and saved after it.
+
+    The random state of each step depends on (seed, step, rank) alone, so that a resumed run equals an
+    uninterrupted one, and a member of a population its own single run.
+    """
+
+    def __init__(self, objective: Objective, config: Config, resume: Checkpoint | None = None) -> None:
+        optimizer_config, self.loop = settings(config, objective.kind)
+        self.config = config
+        self.rank, self.world = rank_and_world()
+        self.device = pick_device()
+        self.objective = objective.to(self.device)
+        self.optimizer = Optimizer(objective, optimizer_config, self.loop.steps)
+        self.cursor, self.first = Cursor(), 0
+        if resume is not None:
+            weights = {k: v.to(self.device) for k, v in resume.weights.items()}
+            objective.load_kept(weights, "the checkpoint to resume from")
+            self.optimizer.load_named_tensors(resume.optimizer or {})
+            self.cursor, self.first = resume.cursor, resume.step
+        self.module: nn.Module = objective
+        if self.world > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            self.module = nn.parallel.DistributedDataParallel(objective, device_ids=ids)
+        self.module.train()
+        self.fingerprint = model_of(objective).encoder.fingerprint()
+        self.bad_steps = 0
+        self._consumed: list[int] = []
+        self._latents: torch.Tensor | None = None
+        self._window = _Window()
+
+    def step(self, step: int, batch: ClipBatch, waited: float = 0.0) -> None:
+        """One optimiser step on this rank's batch. A loss or gradient that is not finite on any rank is
+        skipped everywhere and counted; too many raise LawmError. `waited`: seconds spent for the batch."""
+        torch.manual_seed(self.loop.seed * 1_000_003 + step * self.world + self.rank)
+        self._consumed += [*batch.positions_B.tolist(), *batch.refused]
+        self._window.began_with(len(batch) * self.world, waited)
+        with autocast(self.device, self.loop.precision):
+            terms: LossTerms = self.module(batch.to(self.device))
+        self.optimizer.zero_grad()
+        terms.total.backward()
+        finite = _finite_everywhere(terms.total)
+        if finite:
+            norm = self.optimizer.clip_gradients()  # the same on all ranks
+            finite = bool(torch.isfinite(norm))
+        self._latents = terms.latents if finite else None
+        if not finite:
+            self._skip(step)
+            return
+        self.optimizer.step(step)
+        upkeep = self.objective.maintain(self.optimizer.state)
+        loss, penalty = terms.total.detach(), terms.penalty.detach()
+        self._window.add({**terms.metrics, "loss": loss, "penalty": penalty, "gradient_norm": norm, **upkeep})
+
+    def _skip(self, step: int) -> None:
+        self.bad_steps += 1
+        if self.bad_steps > self.loop.max_bad_steps:
+            raise LawmError(
+                f"the loss was not finite in {self.bad_steps} steps (train.max_bad_steps = {self.loop.max_bad_steps}), "
+                f"last at step {step + 1}; lower optimizer.muon_lr and optimizer.adamw_lr, or look for bad input"
+            )
+
+    def saves(self, done: int) -> bool:
+        """Whether a checkpoint is due after `done` steps."""
+        return done % self.loop.checkpoint_every == 0 or done == self.loop.steps
+
+    def reports(self, done: int) -> bool:
+        """Whether figures are due after `done` steps."""
+        return done % self.loop.log_every == 0 or self.saves(done)
+
+    def metrics(self, done: int) -> dict[str, float]:
+        """Figures since the last call, averaged over steps and ranks. Called on every rank."""
+        metrics = self._window.flush()
+        metrics |= {
+            "learning_rate": self.optimizer.learning_rate(done - 1),
+            "bad_steps": float(self.bad_steps),
+        }
+        if self._latents is not None:
+            metrics["effective_rank"] = effective_rank(self._latents[:4096].cpu())
+        return metrics
+
+    def checkpoint(
+        self, done: int, metrics: dict[str, float], parent: dict[str, str] | None, extra: dict[str, Any] | None
+    ) -> Checkpoint | None:
+        """What stands after `done` steps, on rank 0; the other ranks tell it what they have consumed."""
+        self.cursor = self.cursor.add(_from_all_ranks(self._consumed))
+        self._consumed = []
+        if self.rank != 0:
+            return None
+        return Checkpoint(
+            kind=self.objective.kind,
+            config=self.config,
+            step=done,
+            cursor=self.cursor,
+            weights={k: v.detach().to("cpu", copy=True) for k, v in self.objective.kept().items()},
+            optimizer={k: v.to("cpu", copy=True) for k, v in self.optimizer.named_tensors().items()},
+            encoder_fingerprint=self.fingerprint,
+            parent=parent,
+            extra=extra or {},
+            metrics=metrics,
+        )
+
+
 def train(
     objective: Objective,
     batches: Batches,
@@ -91,93 +195,35 @@ def train(
 
     `batches(cursor)` yields this rank's batches from the cursor on. `report(step, metrics,
     checkpoint)` is called on every rank at the same steps; the checkpoint is given on rank 0 only.
-    A step whose loss is not finite on any rank is skipped everywhere and counted; too many stop
-    the run (LawmError). The random state of each step depends on (seed, step, rank) alone, so
-    that a resumed run equals an uninterrupted one.
+    Raises LawmError where too many losses are not finite.
     """
-    optimizer_config, loop = settings(config, objective.kind)
-    rank, world = rank_and_world()
-    device = pick_device()
-    objective = objective.to(device)
-    optimizer = Optimizer(objective, optimizer_config, loop.steps)
-    cursor, first = Cursor(), 0
-    if resume is not None:
-        objective.load_kept({k: v.to(device) for k, v in resume.weights.items()}, "the checkpoint to resume from")
-        optimizer.load_named_tensors(resume.optimizer or {})
-        cursor, first = resume.cursor, resume.step
-    module: nn.Module = objective
-    if world > 1:
-        module = nn.parallel.DistributedDataParallel(objective, device_ids=[device] if device.type == "cuda" else None)
-    fingerprint = _model_of(objective).encoder.fingerprint()
-    consumed: list[int] = []
-    bad_steps, waited, window = 0, 0.0, _Window()
-    stream = batches(cursor)
-    module.train()
-    for step in range(first, loop.steps):
+    trainer = Trainer(objective, config, resume)
+    stream = batches(trainer.cursor)
+    for step in range(trainer.first, trainer.loop.steps):
         began = time.perf_counter()
         batch = next(stream)
-        waited += time.perf_counter() - began
-        torch.manual_seed(loop.seed * 1_000_003 + step * world + rank)
-        consumed += [*batch.positions_B.tolist(), *batch.refused]
-        with autocast(device, loop.precision):
-            terms: LossTerms = module(batch.to(device))
-        optimizer.zero_grad()
-        terms.total.backward()
-        finite = _finite_everywhere(terms.total)
-        if finite:
-            norm = optimizer.clip_gradients()  # the same on all ranks
-            finite = bool(torch.isfinite(norm))
-        if finite:
-            optimizer.step(step)
-            upkeep = objective.maintain(optimizer.state)
-            window.add(
-                {
-                    **terms.metrics,
-                    "loss": terms.total.detach(),
-                    "penalty": terms.penalty.detach(),
-                    "gradient_norm": norm,
-                    **upkeep,
-                }
-            )
-        else:
-            bad_steps += 1
-            if bad_steps > loop.max_bad_steps:
-                raise LawmError(
-                    f"the loss was not finite in {bad_steps} steps (train.max_bad_steps = {loop.max_bad_steps}), last "
-                    f"at step {step + 1}; lower optimizer.muon_lr and optimizer.adamw_lr, or look for bad input"
-                )
+        trainer.step(step, batch, time.perf_counter() - began)
         done = step + 1
-        save = done % loop.checkpoint_every == 0 or done == loop.steps
-        if done % loop.log_every == 0 or save:
-            metrics = window.flush(len(batch) * world)
-            metrics |= {
-                "learning_rate": optimizer.learning_rate(step),
-                "bad_steps": float(bad_steps),
-                "waited_seconds": waited,
-            }
-            waited = 0.0
-            if finite and terms.latents is not None:
-                metrics["effective_rank"] = effective_rank(terms.latents[:4096].cpu())
-            checkpoint = None
-            if save:
-                if validation:
-                    metrics |= validate(objective, validation, device, loop.precision)
-                cursor = cursor.add(_from_all_ranks(consumed))
-                consumed = []
-                if rank == 0:
-                    checkpoint = Checkpoint(
-                        kind=objective.kind,
-                        config=config,
-                        step=done,
-                        cursor=cursor,
-                        weights={k: v.detach().to("cpu", copy=True) for k, v in objective.kept().items()},
-                        optimizer={k: v.to("cpu", copy=True) for k, v in optimizer.named_tensors().items()},
-                        encoder_fingerprint=fingerprint,
-                        parent=parent,
-                        extra=extra or {},
-                        metrics=metrics,
-                    )
-            report(done, metrics, checkpoint)
+        if trainer.reports(done):
+            report_step(trainer, done, report, validation, parent, extra)
+
+
+def report_step(
+    trainer: Trainer,
+    done: int,
+    report: Report,
+    validation: list[ClipBatch] | None,
+    parent: dict[str, str] | None,
+    extra: dict[str, Any] | None,
+) -> None:
+    """Figures, and where one is due a checkpoint with its validation loss, to `report`."""
+    metrics = trainer.metrics(done)
+    checkpoint = None
+    if trainer.saves(done):
+        if validation:
+            metrics |= validate(trainer.objective, validation, trainer.device, trainer.loop.precision)
+        checkpoint = trainer.checkpoint(done, metrics, parent, extra)
+    report(done, metrics, checkpoint)
 
 
 @torch.no_grad()
@@ -194,7 +240,7 @@ def validate(objective: Objective, batches: list[ClipBatch], device: torch.devic
     return {"val_prediction": total / clips}
 
 
-def _model_of(objective: Objective) -> LatentActionObjective:
+def model_of(objective: Objective) -> LatentActionObjective:
     """The latent action model: the objective itself, or what a controller or decoder stands on."""
     model = objective if isinstance(objective, LatentActionObjective) else objective.model
     assert isinstance(model, LatentActionObjective)
@@ -221,15 +267,21 @@ class _Window:
 
     def __init__(self) -> None:
         self.sums: dict[str, Any] = {}
-        self.steps = 0
+        self.steps = self.clips = 0
+        self.waited = 0.0
         self.began = time.perf_counter()
+
+    def began_with(self, clips: int, waited: float) -> None:
+        """A step on that many clips of all ranks, after that many seconds of waiting for them."""
+        self.clips += clips
+        self.waited += waited
 
     def add(self, metrics: dict[str, Any]) -> None:
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += 1
 
-    def flush(self, clips_per_step: int) -> dict[str, float]:
+    def flush(self) -> dict[str, float]:
         now = time.perf_counter()
         means = {k: float(v) / max(self.steps, 1) for k, v in self.sums.items()}
         if dist.is_initialized() and dist.get_world_size() > 1 and means:
@@ -239,9 +291,9 @@ class _Window:
             )
             dist.all_reduce(values)
             means = dict(zip(names, (values / dist.get_world_size()).tolist(), strict=True))
-        if self.steps:
-            means["clips_per_second"] = self.steps * clips_per_step / max(now - self.began, 1e-9)
-        self.sums, self.steps, self.began = {}, 0, now
+        means["clips_per_second"] = self.clips / max(now - self.began, 1e-9)
+        means["waited_seconds"] = self.waited
+        self.sums, self.steps, self.clips, self.waited, self.began = {}, 0, 0, 0.0, now
         return means
 
 
@@ -340,10 +392,11 @@ def held_out_reader(config: Config, kind: str) -> ClipReader | None:
         return None
 
 
-def prepare(config: Config, kind: str, run: str, parent: str | None = None) -> Setup:
+def prepare(config: Config, kind: str, run: str, parent: str | None = None, encoder: Encoder | None = None) -> Setup:
     """Model, clips, calibration, validation clips, and the checkpoint to resume from if `run` has one.
 
-    Raises LawmError, among others where the run folder belongs to a run of another config.
+    `encoder`: one that is already loaded, of the same config. Raises LawmError, among others where the
+    run folder belongs to a run of another config.
     """
     check_same_run(config, kind, run)
     reader = open_reader(config, kind)
@@ -353,9 +406,9 @@ def prepare(config: Config, kind: str, run: str, parent: str | None = None) -> S
         extra["action_dim"] = reader.labels.action_dim
     _, loop = settings(config, kind)
     torch.manual_seed(loop.seed)
-    objective, on = build_objective(config, kind, parent, extra.get("action_dim"))
+    objective, on = build_objective(config, kind, parent, extra.get("action_dim"), encoder)
     if reader.cache is not None:
-        reader.cache.check(config, _model_of(objective).encoder.fingerprint())
+        reader.cache.check(config, model_of(objective).encoder.fingerprint())
     newest = newest_checkpoint(run)
     resume = load_checkpoint(newest, optimizer=True) if newest else None
     if resume is None and objective.calibrates:

@@ -63,23 +63,38 @@ class WorldModel(nn.Module):
         return states_BTND + out if self.config.residual else out
 
     def rollout(
-        self, context_BTND: Tensor, latents: "Tensor | Policy | None", steps: int, cache: bool = True
+        self,
+        context_BTND: Tensor,
+        latents: "Tensor | Policy | None",
+        steps: int,
+        cache: bool = True,
+        candidates: int = 1,
     ) -> Tensor:
-        """Unrolls `steps` predictions from the context, each fed back; -> [B, steps, N, D].
+        """Unrolls `steps` predictions from the context, each fed back; -> [B * candidates, steps, N, D].
 
-        `latents`: [B, T_context - 1 + steps, Z] (the context's own transitions too), or a function
-        (states, start, stop) -> z of transitions start..stop-1, given the states that they start in.
+        `latents`: [B * candidates, T_context - 1 + steps, Z] (the context's own transitions too), or a
+        function (states, start, stop) -> z of transitions start..stop-1, given the states that they start in.
+        `candidates`: that many continuations of each context, one after another in the batch. What they
+        share, the context without its last state, is computed once: there latents are those of the first.
         """
         known = context_BTND.shape[1]
-        states, memory = context_BTND, KVCache(len(self.blocks)) if cache else None
+        memory = KVCache(len(self.blocks)) if cache else None
+
+        def z_of(past: Tensor, start: int, stop: int, every: int = 1) -> Tensor | None:
+            if callable(latents):
+                return latents(past, start, stop)
+            return None if latents is None else latents[::every, start:stop]
+
         fed = 0
+        if memory is not None and candidates > 1 and known > 1:
+            fed = known - 1
+            shared = context_BTND[:, :fed]
+            self(shared, z_of(shared, 0, fed, candidates), memory)
+            memory.repeat(candidates)
+        states = context_BTND.repeat_interleave(candidates, dim=0) if candidates > 1 else context_BTND
         for now in range(known, known + steps):
             start = fed if memory is not None else 0
             past = states[:, start:now]
-            if callable(latents):
-                z: Tensor | None = latents(past, start, now)
-            else:
-                z = None if latents is None else latents[:, start:now]
-            states = torch.cat([states, self(past, z, memory)[:, -1:]], dim=1)
+            states = torch.cat([states, self(past, z_of(past, start, now), memory)[:, -1:]], dim=1)
             fed = now
         return states[:, known:]

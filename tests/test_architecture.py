@@ -37,6 +37,7 @@ ORDER = [
     "checkpoint",
     "batches",
     "train",
+    "population",
     "evaluation",
     "planning",
     "report",

@@ -127,6 +127,9 @@ def test_costs_of_a_batch_are_those_of_its_members(context: int) -> None:
     for i in range(5):
         alone = rollout_cost(model, controller, start[i : i + 1], goal[i : i + 1], actions[i : i + 1], "l2")
         assert alone.item() == pytest.approx(together[i].item(), rel=1e-4)
+    shared = rollout_cost(model, controller, start[:1], goal[:1], actions, "l2")
+    repeated = rollout_cost(model, controller, start[:1].repeat(5, 1, 1, 1), goal[:1].repeat(5, 1, 1), actions, "l2")
+    torch.testing.assert_close(shared, repeated, rtol=1e-4, atol=1e-4)
     other = rollout_cost(model, controller, start, goal, actions + 1, "l2")
     assert (other != together).all()
     # By hand, one state after another.

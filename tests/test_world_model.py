@@ -52,6 +52,23 @@ def test_rollout_with_the_cache_equals_rollout_without(context: int, latent: int
     torch.testing.assert_close(with_cache[:, 0], forced, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("context", [1, 3])
+@pytest.mark.parametrize("cache", [True, False])
+def test_candidates_share_what_they_have_in_common(context: int, cache: bool) -> None:
+    """Three continuations of each of two contexts equal six rollouts; the past is computed for two, not six."""
+    world = model(residual=True)
+    start, z = torch.randn(2, context, 4, 6), torch.randn(6, context + 3, 5)
+    z[:, : context - 1] = z[::3, : context - 1].repeat_interleave(3, dim=0)
+    sizes: list[tuple[int, int]] = []
+    world.embed.register_forward_pre_hook(lambda _, x: sizes.append(tuple(x[0].shape[:2])))
+    found = world.rollout(start, z, 4, cache, candidates=3)
+    shared = [(2, context - 1)] if context > 1 else []
+    whole = [(6, context + i) for i in range(4)]
+    assert sizes == (shared + [(6, 1)] * 4 if cache else whole)
+    alone = world.rollout(start.repeat_interleave(3, dim=0), z, 4, cache=False)
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_a_policy_is_asked_for_the_latents_of_the_states_it_is_given() -> None:
     world = model()
     start, z = torch.randn(2, 2, 4, 6), torch.randn(2, 5, 5)

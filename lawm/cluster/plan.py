@@ -84,8 +84,8 @@ class Planner:
         costs = rollout_cost(
             self.model,
             self.controller,
-            start.unsqueeze(0).expand(len(stacked), -1, -1, -1),
-            goal.expand(len(stacked), -1, -1),
+            start.unsqueeze(0),
+            goal,
             stacked,
             settings.cost,
         )

@@ -1,0 +1,115 @@
+"""Several models in one run: clips are read and encoded once for all of them, as a sweep of coefficients needs.
+
+Each member is what its own single run would be: same weights at the start, same clips, same random numbers.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from lawm.batches import local_batches
+from lawm.checkpoint import newest_checkpoint
+from lawm.clips import BadClip
+from lawm.config import Config, LawmError, leaf_fields
+from lawm.objective import ClipBatch, LatentActionObjective
+from lawm.sampling import Cursor
+from lawm.train import (
+    Batches,
+    Report,
+    RunWriter,
+    Setup,
+    Trainer,
+    autocast,
+    local_batch,
+    local_report,
+    model_of,
+    prepare,
+    rank_and_world,
+    report_step,
+)
+
+
+def check_population(configs: list[Config]) -> None:
+    """Raises LawmError where configs differ in more than `model` and `optimizer`, or none is given."""
+    if not configs:
+        raise LawmError("a population needs at least one member")
+    base = dict(leaf_fields(configs[0]))
+    for config in configs[1:]:
+        other = dict(leaf_fields(config))
+        differ = [k for k in sorted(set(base) | set(other)) if base.get(k) != other.get(k)]
+        differ = [k for k in differ if not k.startswith(("model.", "optimizer.", "recipe"))]
+        if differ:
+            raise LawmError(f"a population shares its clips and its encoder; its members differ in {', '.join(differ)}")
+
+
+def encoded_batch(trainer: Trainer, batch: ClipBatch) -> ClipBatch:
+    """The batch with its raw states, on the trainer's device, exactly as its objective would make them."""
+    batch = batch.to(trainer.device)
+    if batch.frames_BFCHW is None:
+        return batch
+    with torch.no_grad(), autocast(trainer.device, trainer.loop.precision):
+        states = model_of(trainer.objective).encode(batch.frames_BFCHW)
+    return ClipBatch(None, states, batch.actions_BTA, batch.positions_B, batch.refused)
+
+
+def train_population(setups: list[Setup], configs: list[Config], batches: Batches, reports: list[Report]) -> None:
+    """Trains K latent action models in step. `batches` and `reports` are as for `lawm.train.train`.
+
+    Raises LawmError where the configs differ elsewhere than in model and optimiser, or the members' newest
+    checkpoints stand at different steps.
+    """
+    check_population(configs)
+    trainers = [Trainer(setup.objective, config, setup.resume) for setup, config in zip(setups, configs, strict=True)]
+    lead = trainers[0]
+    if any((t.first, t.cursor) != (lead.first, lead.cursor) for t in trainers):
+        stand = ", ".join(str(t.first) for t in trainers)
+        raise LawmError(
+            f"the members of the population stand at steps {stand}: remove their folders, or train them singly"
+        )
+    stream = batches(lead.cursor)
+    for step in range(lead.first, lead.loop.steps):
+        began = time.perf_counter()
+        batch = next(stream)
+        waited = time.perf_counter() - began
+        batch = encoded_batch(lead, batch)
+        for trainer, setup, report in zip(trainers, setups, reports, strict=True):
+            trainer.step(step, batch, waited)
+            if trainer.reports(step + 1):
+                report_step(trainer, step + 1, report, setup.validation, None, setup.extra)
+
+
+def prepare_population(configs: list[Config], runs: list[str]) -> list[Setup]:
+    """Each member made ready, all on one encoder."""
+    check_population(configs)
+    if len(set(runs)) != len(configs):
+        raise LawmError(f"{len(configs)} members need as many run folders, got {', '.join(runs) or 'none'}")
+    setups: list[Setup] = []
+    for config, run in zip(configs, runs, strict=True):
+        encoder = model_of(setups[0].objective).encoder if setups else None
+        setups.append(prepare(config, LatentActionObjective.kind, run, encoder=encoder))
+    return setups
+
+
+def fit_population(
+    configs: list[Config], runs: list[str], progress: Callable[[int, dict[str, float]], None] | None = None
+) -> list[str]:
+    """Trains the members in this process, without Ray, each into its own run folder; resumes if they hold
+    checkpoints. `progress` hears of the first member. Returns the newest checkpoints. Raises LawmError."""
+    setups = prepare_population(configs, runs)
+    steps = [setup.resume.step if setup.resume else 0 for setup in setups]
+    writers = [RunWriter(run, config, step) for run, config, step in zip(runs, configs, steps, strict=True)]
+    loop = configs[0].train
+
+    def on_bad(clip: BadClip) -> None:
+        for writer, step in zip(writers, steps, strict=True):
+            writer.quarantine(step, vars(clip))
+
+    def batches(cursor: Cursor) -> Iterator[ClipBatch]:
+        rank, world = rank_and_world()
+        return local_batches(setups[0].reader, local_batch(loop, world), cursor, rank, world, on_bad=on_bad)
+
+    reports = [local_report(w, loop.keep, progress if i == 0 else None) for i, w in enumerate(writers)]
+    train_population(setups, configs, batches, reports)
+    newest = [newest_checkpoint(run) for run in runs]
+    return [uri for uri in newest if uri is not None]
