@@ -15,8 +15,9 @@ from typing import Any
 from benchmarks._common import finish, parser
 from jobs._run import Fit, train_on_ray
 from jobs.demo import GATES, PUSHT, Demo, measure, prepare_data
-from lawm.config import Config, LawmError, override, recipe
+from lawm.config import Config, LawmError, override
 from lawm.evaluation import Result
+from lawm.recipes import recipe
 
 ALSO: dict[str, dict[str, Any]] = {
     "sparse": {"kind": "sparse", "lambda_l1": 0.001},

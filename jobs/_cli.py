@@ -13,7 +13,8 @@ from typing import Any, NoReturn, Protocol
 import yaml
 from rich.console import Console
 
-from lawm.config import RECIPES, Config, ConfigError, LawmError, override, recipe
+from lawm.config import Config, ConfigError, LawmError, override
+from lawm.recipes import RECIPES, recipe
 
 DEFAULT_RECIPE = "demo"
 

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lawm.config import Config, TrueActions, VideoLimits, override, tiny
+from lawm.config import Config, TrueActions, VideoLimits, override
 from lawm.objective import ClipBatch, LatentActionObjective
+from lawm.recipes import tiny
 from lawm.sampling import Cursor
 from lawm.shards import list_videos, rows_to_table, write_index
 from lawm.train import RunWriter, local_report, train

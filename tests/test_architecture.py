@@ -18,6 +18,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 # A file may import only what stands before it.
 ORDER = [
     "config",
+    "recipes",
     "storage",
     "shards",
     "packets",

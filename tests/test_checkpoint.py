@@ -25,10 +25,11 @@ from lawm.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from lawm.config import LawmError, TimmEncoder, VJepa2Encoder, override, tiny
+from lawm.config import LawmError, TimmEncoder, VJepa2Encoder, override
 from lawm.encoder import TimmStates
 from lawm.objective import ControllerObjective, LatentActionObjective
 from lawm.optimizer import Optimizer
+from lawm.recipes import tiny
 from lawm.sampling import Cursor
 
 

@@ -15,7 +15,8 @@ from jobs import __main__ as lawm
 from jobs import submit
 from jobs._cli import base_parser, describe, job_names, one_line, resolve_config, run_job
 from lawm.cluster.session import Need, Session
-from lawm.config import RECIPES, LawmError, tiny
+from lawm.config import LawmError
+from lawm.recipes import RECIPES, tiny
 from lawm.shards import read_index
 
 JOBS = job_names()

@@ -5,17 +5,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from lawm.config import (
-    RECIPES,
-    Config,
-    ConfigError,
-    PlanConfig,
-    leaf_fields,
-    override,
-    parse_config,
-    recipe,
-    tiny,
-)
+from lawm.config import Config, ConfigError, PlanConfig, leaf_fields, override, parse_config
+from lawm.recipes import RECIPES, recipe, tiny
 
 
 @pytest.mark.parametrize("name", RECIPES)

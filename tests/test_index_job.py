@@ -17,7 +17,8 @@ from jobs.index import main
 from lawm.cluster import index as cluster_index
 from lawm.cluster.index import build_index
 from lawm.cluster.session import Session
-from lawm.config import LawmError, VideoLimits, override, tiny
+from lawm.config import LawmError, VideoLimits, override
+from lawm.recipes import tiny
 from lawm.shards import INDEX_SCHEMA, VideoRef, read_index
 from lawm.video import probe
 
@@ -151,7 +152,7 @@ KILLED = """
 import sys, time
 from lawm.cluster.index import build_index
 from lawm.cluster.session import start
-from lawm.config import tiny
+from lawm.recipes import tiny
 from lawm.video import probe
 def slow(ref, limits):
     time.sleep(0.4)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lawm.config import demo
 from lawm.evaluation import Result
+from lawm.recipes import demo
 from lawm.report import (
     Curves,
     Details,

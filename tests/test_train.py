@@ -24,8 +24,9 @@ from small_runs import (
 
 from lawm.checkpoint import Checkpoint, checkpoint_folders, load_checkpoint, newest_checkpoint
 from lawm.clips import open_reader
-from lawm.config import LawmError, tiny
+from lawm.config import LawmError
 from lawm.objective import ClipBatch
+from lawm.recipes import tiny
 from lawm.sampling import Cursor
 from lawm.train import RunWriter, check_same_clips, check_same_run, fit_local, settings, train, validate
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from small_runs import made_batch, new_objective, tiny_kind, tiny_with
 
-from lawm.config import AttentionController, ControllerConfig, LawmError, MlpController, WorldModelConfig, tiny
+from lawm.config import AttentionController, ControllerConfig, LawmError, MlpController, WorldModelConfig
 from lawm.controller import Controller
 from lawm.decoder import Decoder
 from lawm.objective import ControllerObjective, DecoderObjective
+from lawm.recipes import tiny
 from lawm.world_model import WorldModel
 
 

@@ -7,8 +7,9 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from lawm.cluster.evaluate import EVALUATIONS
-from lawm.config import Config, ConfigError, Frozen, LawmError, override, recipe
+from lawm.config import Config, ConfigError, Frozen, LawmError, override
 from lawm.evaluation import capacity, control, cycle, leakage
+from lawm.recipes import recipe
 from lawm.storage import read_bytes
 
 Row = dict[str, Any]
