@@ -20,8 +20,8 @@ from lawm.evaluation import Result
 from lawm.recipes import recipe
 
 ALSO: dict[str, dict[str, Any]] = {
-    "sparse": {"kind": "sparse", "lambda_l1": 0.001},
-    "discrete": {"kind": "discrete", "codebook_size": 64},
+    "sparse": {"kind": "sparse", "lambda_l1": 0.001, "lambda_v": 0.1},
+    "discrete": {"kind": "discrete", "codebook_size": 256, "reset_after": 480},
 }
 """Other bottlenecks, at the strengths that `--sweep` found best at this scale."""
 
