@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         raise LawmError(f"{message}. `{self.prog} --help` lists the arguments")
 
 
-def base_parser(name: str, description: str, default_recipe: str = DEFAULT_RECIPE) -> argparse.ArgumentParser:
+def base_parser(name: str, description: str, default_recipe: str | None = DEFAULT_RECIPE) -> argparse.ArgumentParser:
     """A parser for `lawm NAME` with what every job takes: --recipe, --set, --dry-run."""
     parser = Parser(
         prog=f"lawm {name}",
@@ -41,7 +41,7 @@ def base_parser(name: str, description: str, default_recipe: str = DEFAULT_RECIP
         "--recipe",
         default=default_recipe,
         metavar="NAME",
-        help=f"one of {', '.join(RECIPES)} (default: {default_recipe})",
+        help=f"one of {', '.join(RECIPES)} (default: {default_recipe or 'the config of the checkpoint'})",
     )
     group.add_argument(
         "--set",

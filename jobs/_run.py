@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs._cli import describe, resolve_config
 from lawm import storage
-from lawm.config import Config, LawmError, override
+from lawm.config import Config, LawmError, override, parse_config
+from lawm.recipes import recipe
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,10 +34,16 @@ def with_data(config: Config, args: argparse.Namespace) -> Config:
 
 
 def checkpoint_config(args: argparse.Namespace) -> Config:
-    """The config of --checkpoint with the data arguments and every --set applied."""
-    from lawm.checkpoint import load_checkpoint
+    """The config of --checkpoint with the data arguments and every --set applied. With --recipe, that recipe's
+    controller, decoder, evaluation, planning and cluster; the model and its clips are the checkpoint's."""
+    from lawm.checkpoint import read_about
 
-    return resolve_config(args, with_data(load_checkpoint(args.checkpoint).config, args))
+    base = parse_config(read_about(args.checkpoint)["config"], args.checkpoint)
+    if args.recipe:
+        other = recipe(args.recipe)
+        parts = ("controller", "decoder", "evaluate", "plan", "cluster")
+        base = base.model_copy(update={part: getattr(other, part) for part in parts})
+    return resolve_config(args, with_data(base, args))
 
 
 def progress_bar(console: Console | None = None) -> Progress:
@@ -148,11 +155,16 @@ def run_training(
     from lawm.cluster.fit import needs
     from lawm.cluster.session import start
     from lawm.objective import parameter_counts
-    from lawm.train import settings
+    from lawm.train import local_batch, settings
 
     out = storage.absolute(args.out)
     _, loop = settings(config, kind)
+    local_batch(loop, max(config.cluster.workers, 1))
     if args.dry_run:
+        if videos:
+            from lawm.cluster.index import check_places
+
+            check_places(videos, storage.join(out, "index.parquet"))
         clips: int | None = None
         if config.data.index or config.data.cache:
             clips = len(open_reader(config, kind).plan)
@@ -206,7 +218,10 @@ def quarantined(out: str) -> list[str]:
     where = storage.join(out, "quarantine.jsonl")
     if not storage.exists(where):
         return []
-    rows = [json.loads(line) for line in storage.read_bytes(where).decode().splitlines()]
+    rows = []
+    for line in storage.read_bytes(where).decode().splitlines():
+        with suppress(ValueError):  # the torn last line of a run that was killed while it wrote
+            rows.append(json.loads(line))
     return [f"{row['key']}: {row['reason']}" for row in rows]
 
 

@@ -13,7 +13,7 @@ from jobs._run import add_data_arguments, checkpoint_config, run_training
 
 @run_job
 def main(argv: list[str] | None = None) -> int:
-    parser = base_parser("controller", __doc__)
+    parser = base_parser("controller", __doc__, default_recipe=None)
     add_data_arguments(parser)
     parser.add_argument(
         "--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it"

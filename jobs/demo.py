@@ -119,7 +119,7 @@ def train_all(demo: Demo) -> None:
 
 def measure(demo: Demo) -> list[Result]:
     """Evaluations on held-out PushT, planning, and what can be said of the natural videos."""
-    from lawm.checkpoint import load_checkpoint
+    from lawm.checkpoint import read_about
     from lawm.cluster.evaluate import evaluate
     from lawm.cluster.plan import plan_episodes, summarize_episodes
 
@@ -136,7 +136,7 @@ def measure(demo: Demo) -> list[Result]:
             config, model, controller, demo.path("plan"), lambda done, total: show(done, total, "episodes")
         )
         e = config.evaluate
-        step = load_checkpoint(model).step
+        step = read_about(model)["step"]
         results += summarize_episodes(rows, "arena units", "PushT, held out", step, e.bootstrap, e.seed)
     write_results(demo.path("results.json"), results)
     return results

@@ -14,7 +14,7 @@ NAMES = ("capacity", "leakage", "cycle", "control")
 
 @run_job
 def main(argv: list[str] | None = None) -> int:
-    parser = base_parser("evaluate", __doc__)
+    parser = base_parser("evaluate", __doc__, default_recipe=None)
     add_data_arguments(parser)
     parser.add_argument(
         "--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it"
@@ -32,12 +32,18 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     config = checkpoint_config(args)
 
+    from lawm.checkpoint import read_about
+    from lawm.clips import ClipReader
     from lawm.cluster.evaluate import evaluate, needs
     from lawm.cluster.session import start
     from lawm.report import print_table, results_table
 
     if args.dry_run:
-        describe(config, needs(config), config.evaluate.clips, evaluations=args.which)
+        for uri in (args.deterministic, args.unconstrained, args.controller):
+            if uri:
+                read_about(uri)
+        there = len(ClipReader(config, config.evaluate.split).plan)
+        describe(config, needs(config), min(config.evaluate.clips, there), evaluations=args.which)
         return 0
     given = (args.deterministic, args.unconstrained, args.controller)
     deterministic, unconstrained, controller = (storage.absolute(uri) if uri else None for uri in given)

@@ -14,7 +14,7 @@ from lawm import storage
 
 @run_job
 def main(argv: list[str] | None = None) -> int:
-    parser = base_parser("plan", __doc__)
+    parser = base_parser("plan", __doc__, default_recipe=None)
     add_data_arguments(parser)
     parser.add_argument(
         "--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it"
@@ -28,18 +28,20 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     config = checkpoint_config(args)
 
-    from lawm.checkpoint import load_checkpoint
-    from lawm.cluster.plan import needs, plan_episodes, summarize_episodes
+    from lawm.checkpoint import read_about
+    from lawm.cluster.plan import labelled_clips, needs, plan_episodes, summarize_episodes
     from lawm.cluster.session import start
     from lawm.report import print_table, results_table
 
     if args.dry_run:
-        describe(config, needs(config), config.plan.episodes, out=storage.absolute(args.out))
+        held_out = labelled_clips(config)
+        read_about(args.controller)
+        describe(config, needs(config), held_out, episodes=config.plan.episodes, out=storage.absolute(args.out))
         return 0
     model, controller, out = (storage.absolute(u) for u in (args.checkpoint, args.controller, args.out))
     with start(config.cluster, needs=needs(config)), counted("plan") as show:
         rows = plan_episodes(config, model, controller, out, lambda done, total: show(done, total, "episodes"))
-    step, e = load_checkpoint(model).step, config.evaluate
+    step, e = read_about(model)["step"], config.evaluate
     results = summarize_episodes(rows, args.unit, args.dataset, step, e.bootstrap, e.seed)
     write_results(storage.join(out, "results.json"), results)
     print_table(results_table(f"planning with {args.checkpoint}", results))

@@ -125,7 +125,7 @@ def refused_section(runs: Sequence[str]) -> list[Section]:
 
 @run_job
 def main(argv: list[str] | None = None) -> int:
-    parser = base_parser("report", __doc__)
+    parser = base_parser("report", __doc__, default_recipe=None)
     add_data_arguments(parser)
     parser.add_argument("--checkpoint", required=True, metavar="URI", help="the run folder of the latent action model")
     parser.add_argument(

@@ -86,9 +86,7 @@ def load_checkpoint(uri: str, optimizer: bool = False) -> Checkpoint:
 
     Raises LawmError: no checkpoint there, damaged, or written by another format.
     """
-    folder = uri if exists(join(uri, "checkpoint.json")) else newest_checkpoint(uri)
-    if folder is None:
-        raise LawmError(f"{uri}: no checkpoint there (a folder with checkpoint.json, or a run folder that holds one)")
+    folder = find_checkpoint(uri)
     about = read_about(folder)
     try:
         weights = load_tensors(read_bytes(join(folder, "model.safetensors")))
@@ -112,8 +110,18 @@ def load_checkpoint(uri: str, optimizer: bool = False) -> Checkpoint:
     return checkpoint
 
 
-def read_about(folder: str) -> dict[str, Any]:
-    """What `checkpoint.json` of a checkpoint folder says; raises LawmError where it is damaged or of another format."""
+def find_checkpoint(uri: str) -> str:
+    """The checkpoint folder that `uri` is, or the newest one in the run folder that it is. Raises LawmError."""
+    folder = uri if exists(join(uri, "checkpoint.json")) else newest_checkpoint(uri)
+    if folder is None:
+        raise LawmError(f"{uri}: no checkpoint there (a folder with checkpoint.json, or a run folder that holds one)")
+    return folder
+
+
+def read_about(uri: str) -> dict[str, Any]:
+    """What `checkpoint.json` says, without reading the weights; `uri` as for `load_checkpoint`. Raises LawmError
+    where it is damaged or of another format."""
+    folder = find_checkpoint(uri)
     try:
         about = json.loads(read_bytes(join(folder, "checkpoint.json")))
         missing = sorted(NAMES - set(about)) if isinstance(about, dict) else sorted(NAMES)

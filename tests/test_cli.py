@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import yaml
+from small_runs import SmallSet, tiny_with
 
 from jobs import __main__ as lawm
 from jobs import submit
 from jobs._cli import base_parser, describe, job_names, one_line, resolve_config, run_job
+from lawm.clips import ClipReader
 from lawm.cluster.session import Need, Session
-from lawm.config import LawmError
+from lawm.config import LawmError, override
 from lawm.recipes import RECIPES, tiny
 from lawm.shards import read_index
+from lawm.train import fit_local
 
 JOBS = job_names()
 
@@ -146,6 +149,35 @@ def test_every_job_is_a_decorated_main() -> None:
     for name in JOBS:
         main = importlib.import_module(f"jobs.{name}").main
         assert hasattr(main, "__wrapped__"), f"jobs/{name}.py: main is not decorated with run_job"
+
+
+def test_jobs_on_a_checkpoint_take_its_model_and_count_its_clips(tmp_path: Path, small_set: SmallSet, capsys) -> None:
+    config = tiny_with(train__steps=2, train__checkpoint_every=2, data__index=small_set.index)
+    run = str(tmp_path / "run")
+    fit_local(override(config, "model.latent_dim", 6), "latent_action", run)
+    there = ["--checkpoint", run, "--labels", small_set.labels, "--dry-run"]
+
+    assert lawm.main(["evaluate", *there, "--set", "evaluate.clips=5000"]) == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    held_out = len(ClipReader(config, "val").plan)
+    assert said["clips"] == held_out < 5000
+
+    assert lawm.main(["plan", *there, "--controller", run, "--recipe", "demo"]) == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert said["config"]["plan"] == RECIPES["demo"]().plan.model_dump(mode="json")
+    assert said["config"]["model"]["latent_dim"] == 6 and said["config"]["recipe"] == "tiny"
+
+    assert lawm.main(["controller", *there, "--set", "controller.train.batch=5", "--set", "cluster.workers=2"]) == 2
+    assert "train.batch = 5 is not divisible by 2 workers" in capsys.readouterr().err
+    nowhere = str(tmp_path / "nowhere")
+    for argv, wrong in (
+        (["plan", *there, "--controller", nowhere], f"{nowhere}: no checkpoint there"),
+        (["evaluate", *there, "--deterministic", nowhere], f"{nowhere}: no checkpoint there"),
+        (["train", "--videos", nowhere, "--recipe", "tiny", "--dry-run"], f"{nowhere}: no such file or folder"),
+    ):
+        assert lawm.main(argv) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("lawm: ") and wrong in err and err.count("\n") == 1
 
 
 # ---------------------------------------------------------------- submit

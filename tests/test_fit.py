@@ -204,7 +204,8 @@ def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
         assert row["planned_error"] == pytest.approx(np.abs(planned.sum(0) - true.sum(0)).sum(), rel=1e-4)
         assert row["no_action_error"] == pytest.approx(np.abs(true.sum(0)).sum(), rel=1e-4)
     # A rerun does only what is missing, and that comes out the same.
-    Path(at["plan"], "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    torn = '{"episode": 3, "key": "a.m'  # killed while it wrote
+    Path(at["plan"], "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]) + torn)
     assert plan.main([*child, "--out", at["plan"]]) == 0
     again = [json.loads(line) for line in Path(at["plan"], "episodes.jsonl").read_text().splitlines()]
     assert again[:3] == rows[:3]

@@ -5,9 +5,7 @@ checkpoint says which clips are consumed, both to the workers and to the data se
 """
 
 import os
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +22,14 @@ from lawm.batches import local_batches
 from lawm.checkpoint import (
     Checkpoint,
     checkpoint_name,
-    load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
+    read_about,
     save_checkpoint,
 )
 from lawm.clips import BadClip, open_reader
 from lawm.cluster.ingest import clip_dataset, keeps_order, streamed_batches
-from lawm.cluster.session import TRAIN, Need, check_resources, label_selector
+from lawm.cluster.session import TRAIN, Need, check_resources, label_selector, watching
 from lawm.config import Config, LawmError
 from lawm.objective import ClipBatch
 from lawm.sampling import Cursor
@@ -131,7 +129,7 @@ def fit(config: Config, kind: str, run: str, parent: str | None = None, progress
     local_batch(loop, max(config.cluster.workers, 1))
     check_resources(needs(config, kind), config.cluster)
     newest = newest_checkpoint(run)
-    if newest and load_checkpoint(newest).step >= loop.steps:
+    if newest and read_about(newest)["step"] >= loop.steps:
         return newest
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(config.cluster.start_timeout_s))
     board = Board.remote()  # type: ignore[attr-defined]
@@ -162,7 +160,12 @@ def fit(config: Config, kind: str, run: str, parent: str | None = None, progress
             execution_options=ExecutionOptions(preserve_order=keeps_order(cluster)),
         ),
     )
-    with _watching(board, progress):
+
+    def tell() -> None:
+        if progress is not None:
+            progress(ray.get(board.get.remote(), timeout=5))
+
+    with watching(tell):
         trainer.fit()
     stopped = ray.get(board.why_stopped.remote())
     if stopped:
@@ -179,8 +182,8 @@ def _remaining(spec: RunSpec) -> Any:
     newest = newest_checkpoint(spec.run)
     cursor, step = Cursor(), 0
     if newest:
-        found = load_checkpoint(newest)
-        cursor, step = found.cursor, found.step
+        about = read_about(newest)
+        cursor, step = Cursor.from_json(about["cursor"]), about["step"]
     return clip_dataset(spec.config, spec.kind, cursor, (loop.steps - step) * loop.batch)
 
 
@@ -242,32 +245,3 @@ def _train(spec: RunSpec) -> None:
         )
 
     train(setup.objective, batches, config, report, setup.resume, setup.validation, setup.parent, setup.extra)
-
-
-@contextmanager
-def _watching(board: Any, progress: Progress | None) -> Iterator[None]:
-    """Passes the board's figures on while the block runs."""
-    if progress is None:
-        yield
-        return
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.5):
-            try:
-                progress(ray.get(board.get.remote(), timeout=5))
-            except Exception:
-                # The board may be gone with its node; a progress line must not end a run.
-                continue
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=10)
-        try:
-            progress(ray.get(board.get.remote(), timeout=5))
-        except Exception:
-            pass

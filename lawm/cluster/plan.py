@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,13 @@ import torch
 from ray import exceptions as ray_errors
 
 from lawm.batches import collate
-from lawm.checkpoint import load_checkpoint, load_controller, load_model
+from lawm.checkpoint import load_controller, load_model, read_about
 from lawm.clips import BadClip, ClipReader, Sample, Split
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError
 from lawm.evaluation import Result, interval, mean, ratio
 from lawm.planning import cumulative_error, plan, preset, rollout_cost
-from lawm.storage import exists, join, read_bytes, write_bytes
+from lawm.storage import exists, is_s3, join, read_bytes, write_bytes
 from lawm.train import pick_device
 
 MAX_TRIES = 3
@@ -108,14 +109,19 @@ class Planner:
 
 def identity(config: Config, model: str, controller: str) -> dict[str, Any]:
     """What rows must share to be of one experiment."""
-    said = config.plan.model_dump() | {"model": load_checkpoint(model).fingerprint}
-    said["controller"] = load_checkpoint(controller).fingerprint
+    said = config.plan.model_dump() | {"model": read_about(model)["fingerprint"]}
+    said["controller"] = read_about(controller)["fingerprint"]
     clips = episode_config(config)
     splits: tuple[Split, Split] = ("val", "train")
     for split in splits:
         said[f"{split}_clips"] = ClipReader(clips, split, labelled=True).plan.fingerprint()
     said["labels"] = hashlib.blake2b(read_bytes(config.data.labels or ""), digest_size=8).hexdigest()
     return {k: v for k, v in said.items() if k != "episodes"}
+
+
+def labelled_clips(config: Config) -> int:
+    """Held-out labelled clips as long as an episode. Raises LawmError where there is none."""
+    return len(ClipReader(episode_config(config), "val", labelled=True).plan)
 
 
 def plan_episodes(
@@ -126,10 +132,10 @@ def plan_episodes(
     An actor that dies loses nothing: its episode goes to another one, with the same seed. Raises LawmError.
     """
     total = config.plan.episodes
-    checked = ClipReader(episode_config(config), "val", labelled=True)
-    if len(checked.plan) < total:
+    held_out = labelled_clips(config)
+    if held_out < total:
         raise LawmError(
-            f"plan.episodes = {total}, and the held-out labelled videos hold {len(checked.plan)} clips of "
+            f"plan.episodes = {total}, and the held-out labelled videos hold {held_out} clips of "
             f"{preset(config.plan).horizon + 1} frames; lower plan.episodes or raise data.val_fraction"
         )
     where, about = join(out, "episodes.jsonl"), join(out, "episodes.json")
@@ -139,21 +145,30 @@ def plan_episodes(
         if not exists(about) or json.loads(read_bytes(about)) != json.loads(json.dumps(me)):
             raise LawmError(f"{out} holds episodes of another model or plan; choose another --out, or remove it")
         for line in read_bytes(where).decode().splitlines():
-            row = json.loads(line)
-            rows[row["episode"]] = row
+            with suppress(ValueError):  # the torn last line of a run that was killed while it wrote
+                row = json.loads(line)
+                rows[row["episode"]] = row
+        write_bytes(where, _lines(rows))
     write_bytes(about, json.dumps(me, indent=1).encode())
     todo = [e for e in range(total) if e not in rows]
 
     def keep(row: dict[str, Any]) -> None:
         rows[row["episode"]] = row
-        text = "".join(json.dumps(rows[e]) + "\n" for e in sorted(rows))
-        write_bytes(where, text.encode())
+        if is_s3(where) or len(rows) == 1:
+            write_bytes(where, _lines(rows))
+        else:
+            with open(where, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
         if progress is not None:
             progress(len(rows), total)
 
     if todo:
         _spread(config, (config, model, controller), todo, keep)
     return [rows[e] for e in sorted(rows) if e < total]
+
+
+def _lines(rows: dict[int, dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(rows[e]) + "\n" for e in sorted(rows)).encode()
 
 
 def _spread(

@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from lawm.cluster import plan as planning
 from lawm.cluster.fit import fit
 from lawm.cluster.fit import needs as training_needs
 from lawm.cluster.search_space import METRICS, Choice, Row, Space, with_parameters
-from lawm.cluster.session import Need, check_resources, explain, verbose
+from lawm.cluster.session import Need, check_resources, explain, verbose, watching
 from lawm.cluster.session import _chain as causes
 from lawm.config import Config, LawmError, leaf_fields, parse_config
 from lawm.objective import ControllerObjective, LatentActionObjective
@@ -403,7 +402,7 @@ def _watching(ledger: Ledger, notes: Any, progress: Progress | None) -> Iterator
     if progress is None:
         yield
         return
-    show, total, done = progress, ledger.space.trials, threading.Event()
+    show, total = progress, ledger.space.trials
     with_row: set[str] = set()
 
     def tell() -> None:
@@ -413,22 +412,9 @@ def _watching(ledger: Ledger, notes: Any, progress: Progress | None) -> Iterator
         running = ray.get(notes.get.remote(), timeout=5)
         show(len(with_row), total, "trials; " + ", ".join(f"{t} {note}" for t, note in sorted(running.items())))
 
-    def watch() -> None:
-        while not done.wait(0.5):
-            try:
-                tell()
-            except Exception:
-                # The actor may be gone with its node; a progress line must not end a search.
-                continue
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with watching(tell):
         yield
-    finally:
-        done.set()
-        thread.join(timeout=10)
-        show(sum(row["status"] != "unfinished" for row in ledger.rows()), total, "trials")
+    show(sum(row["status"] != "unfinished" for row in ledger.rows()), total, "trials")
 
 
 # ---------------------------------------------------------------- what comes out

@@ -14,8 +14,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -509,3 +509,27 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
+
+
+@contextmanager
+def watching(tell: Callable[[], None]) -> Iterator[None]:
+    """Calls `tell` about twice a second while the block runs, and once after it; what it raises is let go:
+    an actor may be gone with its node, and a progress line must not end a run."""
+    done = threading.Event()
+
+    def try_to_tell() -> None:
+        with suppress(Exception):
+            tell()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            try_to_tell()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10)
+        try_to_tell()

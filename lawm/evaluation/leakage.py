@@ -9,7 +9,6 @@ Protocol: spec section 6.2; Garrido et al. 2026, table 1; Yang 2026, equation 7.
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,7 +90,3 @@ def copying_code(states_BTND: Tensor, width: int) -> Callable[[Tensor], Tensor]:
         return (y @ basis.T @ basis + centre).view_as(x)
 
     return project
-
-
-def as_ratio(values: PerClip) -> float:
-    return float(np.mean(values["cut"]) / np.mean(values["uncut"]))
