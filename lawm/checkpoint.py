@@ -27,6 +27,10 @@ NAMES = {
 """What checkpoint.json holds; `lawm`, the version that wrote it, is for people."""
 
 
+EXECUTION = ("encoder.weights", "model.world_model.activation_checkpointing")
+"""Fields of encoder and model that change nothing in what is computed."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Everything that a run needs to go on, or an evaluation to start.
@@ -183,7 +187,7 @@ def _verified_encoder(checkpoint: Checkpoint, objective: LatentActionObjective, 
 
 
 def config_in_use(trained: Config, asked: Config, uri: str) -> Config:
-    """What a model was trained with, but its encoder's weights file and repeated frames as `asked` now.
+    """What a model was trained with; where its weights lie, repeated frames, how it is executed as `asked` now.
 
     Raises LawmError where anything else of the model is asked to be otherwise: a checkpoint's model is fixed.
     """
@@ -194,13 +198,13 @@ def config_in_use(trained: Config, asked: Config, uri: str) -> Config:
     differ = [
         f"{k} = {theirs.get(k)!r} there, {ours.get(k)!r} now"
         for k in fixed
-        if k != "encoder.weights" and theirs.get(k) != ours.get(k)
+        if k not in EXECUTION and theirs.get(k) != ours.get(k)
     ]
     if differ:
         raise LawmError(f"{uri}: the model of a checkpoint cannot be changed ({'; '.join(differ[:3])})")
     clip = trained.data.clip.model_copy(update={"duplicate": asked.data.clip.duplicate})
     data = trained.data.model_copy(update={"clip": clip})
-    return trained.model_copy(update={"data": data, "encoder": asked.encoder})
+    return trained.model_copy(update={"data": data, "encoder": asked.encoder, "model": asked.model})
 
 
 def load_model(

@@ -218,6 +218,8 @@ class WorldModelConfig(Frozen):
     mlp_ratio: float = Field(4.0, gt=0)
     residual: bool = False
     """Predict s_{t+1} - s_t through a zero-initialised head; helps small models, not in the paper."""
+    activation_checkpointing: bool = False
+    """Keep the input of each block and compute the rest again in the backward pass: less memory, a third more work."""
 
 
 class ModelConfig(Frozen):
@@ -257,6 +259,8 @@ class TrainConfig(Frozen):
     """Checkpoints kept: the newest and the best ones."""
     max_bad_steps: int = Field(20, ge=0)
     """Steps with a non-finite loss are skipped and counted; more than this many stop the run."""
+    compile: bool = False
+    """torch.compile every transformer block of lawm's own (not timm's); the first steps take a minute or more."""
 
 
 class AttentionController(Frozen):

@@ -18,6 +18,7 @@ from torch import nn
 
 from lawm.batches import collate, local_batches
 from lawm.checkpoint import (
+    EXECUTION,
     Checkpoint,
     build_objective,
     checkpoint_name,
@@ -31,6 +32,7 @@ from lawm.clips import BadClip, ClipReader, first_clips, open_reader
 from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, leaf_fields, parse_config
 from lawm.encoder import Encoder
 from lawm.latent_action import effective_rank
+from lawm.layers import Block
 from lawm.objective import (
     ClipBatch,
     ControllerObjective,
@@ -98,6 +100,8 @@ class Trainer:
             objective.load_kept(weights, "the checkpoint to resume from")
             self.optimizer.load_named_tensors(resume.optimizer or {})
             self.cursor, self.first = resume.cursor, resume.step
+        if self.loop.compile:
+            compile_blocks(objective)
         self.module: nn.Module = objective
         if self.world > 1:
             ids = [self.device] if self.device.type == "cuda" else None
@@ -179,6 +183,14 @@ class Trainer:
             extra=extra or {},
             metrics=metrics,
         )
+
+
+def compile_blocks(objective: Objective) -> None:
+    """torch.compile of every transformer block, in place: names of weights stay as they are, and blocks of one
+    shape share their code."""
+    for module in objective.modules():
+        if isinstance(module, Block):
+            module.compile()
 
 
 def train(
@@ -442,7 +454,7 @@ def check_same_run(config: Config, kind: str, run: str) -> None:
     about = read_about(newest)
     loops = ("train", "controller.train", "decoder.train")
     counts = [f"{loop}.{name}" for loop in loops for name in ("log_every", "checkpoint_every", "keep")]
-    free = ("cluster.", "evaluate.", "plan.", "recipe", *counts)
+    free = ("cluster.", "evaluate.", "plan.", "recipe", *counts, *EXECUTION, *(f"{loop}.compile" for loop in loops))
     theirs = dict(leaf_fields(parse_config(about["config"], newest)))
     ours = dict(leaf_fields(config))
     differ = [

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lawm.config import WorldModelConfig
 from lawm.layers import Block, KVCache, grid_positions, modulate, rope_tables, zero_linear
@@ -55,7 +56,10 @@ class WorldModel(nn.Module):
         rope = rope_tables(grid_positions(steps, tokens, done, x.device), self.head_dim)
         condition = self.condition(z_BTZ, states_BTND)
         for i, block in enumerate(self.blocks):
-            x = block(x, rope, tokens, condition, cache, i)
+            if self.config.activation_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, tokens, condition, cache, i, use_reentrant=False)
+            else:
+                x = block(x, rope, tokens, condition, cache, i)
         if cache is not None:
             cache.steps += steps
         shift, scale = self.final_modulation(nn.functional.silu(condition)).chunk(2, dim=-1)

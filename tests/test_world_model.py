@@ -189,3 +189,23 @@ def test_decoder_is_causal_and_learns_from_frames_only() -> None:
 
     with pytest.raises(LawmError, match="learns from frames"):
         objective(replace(batch, frames_BFCHW=None, states_BTND=objective.model.states(batch)))
+
+
+def test_activation_checkpointing_changes_memory_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    states, z = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 5)
+    results, saved = [], []
+    for on in (False, True):
+        torch.manual_seed(1)
+        config = WorldModelConfig(width=24, depth=3, heads=2, activation_checkpointing=on)
+        world = WorldModel(config, 6, 5).train()
+        for parameter in world.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        held = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, held=held: (held.append(t.numel()), t)[1], lambda t: t):
+            loss = world(states, z).square().mean()
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in world.parameters())])
+        saved.append(sum(held))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert saved[1] < saved[0] / 2
