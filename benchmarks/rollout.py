@@ -1,0 +1,88 @@
+"""A planner's step, 300 candidates x 3 steps from a context of 4 states: with the key-value cache and the shared
+past computed once, with the cache alone, and without either.
+
+On a GPU the paper's world model in bfloat16; on a CPU a small one. No Ray, no weights, no videos.
+
+    python -m benchmarks.rollout [--quick] [--context 4] [--candidates 300] [--steps 3]
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks._common import finish, machine, parser, spread
+from lawm.config import WorldModelConfig
+from lawm.recipes import recipe
+from lawm.train import autocast, pick_device
+from lawm.world_model import WorldModel
+
+LATENT = 128
+
+
+def setting(device: torch.device, quick: bool) -> tuple[WorldModelConfig, int, int]:
+    """(world model, tokens of a state, state width)."""
+    if device.type == "cuda":
+        return recipe("paper_noisy").model.world_model, 256, 1024
+    return WorldModelConfig(width=128, depth=3, heads=4), 16 if quick else 49, 112
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Wall time of `work`, with the device's queue empty before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+@torch.no_grad()
+def main(argv: list[str] | None = None) -> int:
+    made = parser(__doc__)
+    made.add_argument("--context", type=int, default=4)
+    made.add_argument("--candidates", type=int, default=300)
+    made.add_argument("--steps", type=int, default=3)
+    args = made.parse_args(argv)
+    device = pick_device()
+    config, tokens, width = setting(device, args.quick)
+    torch.manual_seed(0)
+    model = WorldModel(config, width, LATENT).to(device).eval()
+    context = torch.randn(1, args.context, tokens, width, device=device)
+    z = torch.randn(args.candidates, args.context - 1 + args.steps, LATENT, device=device)
+    z[:, : args.context - 1] = z[:1, : args.context - 1]
+    repeated = context.expand(args.candidates, -1, -1, -1)
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "shared": lambda: model.rollout(context, z, args.steps, candidates=args.candidates),
+        "cached": lambda: model.rollout(repeated, z, args.steps),
+        "plain": lambda: model.rollout(repeated, z, args.steps, cache=False),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    with autocast(device, "auto"):
+        found = {name: way() for name, way in ways.items()}  # also warms up
+        for _ in range(3 if args.quick else 7):
+            for name, way in ways.items():
+                times[name].append(seconds(way, device))
+    difference = max(float((found[n] - found["plain"]).abs().max()) for n in ways)
+    ratios = {n: [p / t for p, t in zip(times["plain"], times[n], strict=True)] for n in ("shared", "cached")}
+    figures = {
+        "cache_speedup": spread(ratios["shared"])["median"],
+        "cache_speedup_spread": spread(ratios["shared"]),
+        "cache_alone_speedup_spread": spread(ratios["cached"]),
+        "seconds": {name: spread(t) for name, t in times.items()},
+        "largest_difference": difference,
+        "world_model": config.model_dump(),
+        "tokens": tokens,
+        "context": args.context,
+        "candidates": args.candidates,
+        "steps": args.steps,
+    }
+    print(f"cache and shared past {figures['cache_speedup']}x, cache alone {spread(ratios['cached'])['median']}x")
+    finish("rollout", figures, ("lawm", "torch"), machine())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
