@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     config, tokens, width = setting(device, args.quick)
     torch.manual_seed(0)
     model = WorldModel(config, width, LATENT).to(device).eval()
+    for parameter in model.parameters():  # a new model ignores its latents
+        torch.nn.init.normal_(parameter, std=0.02)
     context = torch.randn(1, args.context, tokens, width, device=device)
     z = torch.randn(args.candidates, args.context - 1 + args.steps, LATENT, device=device)
     z[:, : args.context - 1] = z[:1, : args.context - 1]

@@ -92,7 +92,9 @@ def counted(*titles: str) -> Iterator[Any]:
 
 
 def training_note(figures: dict[str, Any]) -> str:
-    """loss, clips/s and quarantined clips of a training step, as one short text."""
+    """loss, clips/s and quarantined clips of a training step, as one short text; COLLAPSED where latents have."""
+    from lawm.latent_action import collapse_warning
+
     parts = []
     if "loss" in figures:
         parts.append(f"loss {figures['loss']:.4f}")
@@ -100,6 +102,8 @@ def training_note(figures: dict[str, Any]) -> str:
         parts.append(f"val {figures['val_prediction']:.4f}")
     if "clips_per_second" in figures:
         parts.append(f"{figures['clips_per_second']:.0f} clips/s")
+    if collapse_warning(figures):
+        parts.append("COLLAPSED")
     if figures.get("quarantined"):
         parts.append(f"{figures['quarantined']} bad clips")
     return ", ".join(parts)
@@ -151,9 +155,11 @@ def run_training(
     args: argparse.Namespace, config: Config, kind: str, parent: str | None, videos: Sequence[str] = ()
 ) -> int:
     """The body of `lawm train`, `lawm controller` and `lawm decoder`."""
+    from lawm.checkpoint import read_about
     from lawm.clips import open_reader
     from lawm.cluster.fit import needs
     from lawm.cluster.session import start
+    from lawm.latent_action import collapse_warning
     from lawm.objective import parameter_counts
     from lawm.train import local_batch, settings
 
@@ -184,6 +190,9 @@ def run_training(
         job = Fit(kind.replace("_", " "), config, kind, out, parent)
         checkpoint = train_plainly(job) if args.plain else train_on_ray(job)[0]
         print(f"checkpoint: {checkpoint}")
+        warning = collapse_warning(read_about(checkpoint)["metrics"])
+        if warning:
+            Console(stderr=True, soft_wrap=True).print(f"warning: {warning}", style="bold yellow", highlight=False)
         if not args.plain:
             print(session.memory_report())
         bad = quarantined(out)

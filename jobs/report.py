@@ -117,6 +117,15 @@ def facts(config: Config, **more: Any) -> list[Section]:
     ]
 
 
+def collapse_section(run: str) -> list[Section]:
+    """A warning where the run's latents carry nothing."""
+    from lawm.checkpoint import read_about
+    from lawm.latent_action import collapse_warning
+
+    said = collapse_warning(read_about(run)["metrics"])
+    return [Text("Warning", said)] if said else []
+
+
 def refused_section(runs: Sequence[str]) -> list[Section]:
     """What was quarantined in these runs, if anything was."""
     bad = [line for run in runs for line in quarantined(run)]
@@ -146,7 +155,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.clips < 1:
         raise LawmError(f"--clips {args.clips}: expected at least 1")
-    sections: list[Section] = [results_table(where, read_results(where)) for where in args.results]
+    sections = collapse_section(run)
+    sections += [results_table(where, read_results(where)) for where in args.results]
     sections += loss_curves({uri.rstrip("/").rsplit("/", 1)[-1]: storage.absolute(uri) for uri in [run, *args.compare]})
     if config.data.index:
         caption = "Held-out clips. Rollouts start from the first state alone."

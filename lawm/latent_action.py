@@ -4,6 +4,8 @@ Legend: B batch, T states, N tokens of a state, D state width, K code width, Z l
 Equations: Garrido et al. 2026, section 3, as read in the spec of each config class.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -315,3 +317,24 @@ def effective_rank(z_ND: Tensor) -> float:
     if total <= 1e-12:
         return 0.0
     return float(torch.special.entr(values / total).sum().exp())
+
+
+def collapse_warning(metrics: Mapping[str, float]) -> str:
+    """What to tell the user where a run's latents carry (nearly) nothing, by its logged figures; else empty.
+
+    One code in use (perplexity under 1.5), a posterior that is the prior (under 0.1 nats), or latents on a line
+    (effective rank under 1.2).
+    """
+    if metrics.get("perplexity", math.inf) < 1.5:
+        return (
+            f"the codebook has collapsed (perplexity {metrics['perplexity']:.2f}): lower "
+            "model.bottleneck.reset_after, so that unused codes are re-seeded, or take another codebook_size"
+        )
+    if metrics.get("kl_nats", math.inf) < 0.1:
+        return f"the noisy latents have collapsed ({metrics['kl_nats']:.3f} nats): lower model.bottleneck.beta"
+    if metrics.get("effective_rank", math.inf) < 1.2:
+        return (
+            f"the latents use one dimension at most (effective rank {metrics['effective_rank']:.2f}): lower the "
+            "bottleneck's coefficient (model.bottleneck)"
+        )
+    return ""

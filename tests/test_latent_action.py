@@ -17,6 +17,7 @@ from lawm.latent_action import (
     SparseBottleneck,
     build_bottleneck,
     build_inverse_dynamics,
+    collapse_warning,
     effective_rank,
 )
 from lawm.train import train
@@ -228,6 +229,18 @@ def test_no_bottleneck_passes_codes_and_every_kind_names_its_code_width() -> Non
     for kind in ("deterministic", "true_actions"):
         with pytest.raises(TypeError, match=kind):
             build_bottleneck(tiny_kind(kind).model.bottleneck, 6)
+
+
+def test_collapsed_latents_are_said_with_the_remedy() -> None:
+    """On figures that training logs: a codebook of which one code is used, and latents that do carry something."""
+    assert collapse_warning({}) == ""
+    assert collapse_warning({"perplexity": 8.0, "effective_rank": 1.0}).startswith("the latents use one dimension")
+    assert "beta" in collapse_warning({"kl_nats": 0.01, "effective_rank": 30.0})
+    assert collapse_warning({"kl_nats": 40.0, "effective_rank": 26.9}) == ""
+    alike = tiny_kind("discrete")
+    bottleneck = build_bottleneck(alike.model.bottleneck, alike.model.latent_dim)
+    metrics = bottleneck(torch.ones(2, 3, alike.model.latent_dim)).metrics
+    assert "reset_after" in collapse_warning({k: float(v) for k, v in metrics.items()})
 
 
 def test_effective_rank() -> None:
