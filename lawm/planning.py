@@ -6,12 +6,13 @@ Source: Garrido et al. 2026, equations 1 to 3 and appendix A; Rubinstein 1997.
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lawm.config import PlanConfig
+from lawm.config import LawmError, PlanConfig
 from lawm.objective import ControllerObjective, LatentActionObjective
 
 
@@ -24,20 +25,29 @@ class Plan:
     seconds: float
 
 
+_PAPER = {"horizon": 3, "samples": 300, "elites": 10, "iterations": 15}
+PRESETS: dict[str, dict[str, Any]] = {
+    "custom": {},
+    "paper-droid": _PAPER | {"cost": "l2", "select": "best", "initial_std": 1.0},
+    "jepa-wms-droid": _PAPER | {"cost": "mse", "select": "elite_mean", "initial_std": 0.1},
+}
+
+
 def preset(config: PlanConfig) -> PlanConfig:
     """The config with a named protocol's settings put in (spec section 8); `custom` leaves it alone.
 
     paper-droid: H 3, 300 samples, 10 elites, 15 iterations, N(0, 1), L2 to the last state, best sequence.
-    jepa-wms-droid: as above with initial std 0.1, MSE, mean of the elites.
+    jepa-wms-droid: as above with initial std 0.1, MSE, mean of the elites. Raises LawmError where a field
+    that the protocol fixes has been set to something else.
     """
-    paper = {"horizon": 3, "samples": 300, "elites": 10, "iterations": 15}
-    match config.preset:
-        case "custom":
-            return config
-        case "paper-droid":
-            return config.model_copy(update=paper | {"cost": "l2", "select": "best", "initial_std": 1.0})
-        case "jepa-wms-droid":
-            return config.model_copy(update=paper | {"cost": "mse", "select": "elite_mean", "initial_std": 0.1})
+    fixed, default = PRESETS[config.preset], PlanConfig()
+    for name, value in fixed.items():
+        given = getattr(config, name)
+        if given not in (value, getattr(default, name)):
+            raise LawmError(
+                f"plan.{name} = {given}: the protocol {config.preset} fixes it at {value}; set plan.preset=custom first"
+            )
+    return config.model_copy(update=fixed)
 
 
 def goal_cost(predicted_BND: Tensor, goal_BND: Tensor, kind: str) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from small_runs import made_batch, new_objective, tiny, tiny_with
 from torch import Tensor, nn
 
-from lawm.config import PlanConfig, WorldModelConfig
+from lawm.config import LawmError, PlanConfig, WorldModelConfig
 from lawm.objective import ControllerObjective
 from lawm.planning import Plan, cumulative_error, goal_cost, plan, preset, rollout_cost
 from lawm.world_model import WorldModel
@@ -99,15 +99,17 @@ def test_costs() -> None:
 
 def test_presets_are_the_published_protocols() -> None:
     same = {"horizon": 3, "samples": 300, "elites": 10, "iterations": 15}
-    start = PlanConfig(preset="paper-droid", horizon=7, samples=20, elites=2, iterations=1, seed=5, episodes=9)
+    start = PlanConfig(preset="paper-droid", seed=5, episodes=9)
     paper = preset(start).model_dump()
     assert (
         paper.items() >= (same | {"cost": "l2", "select": "best", "initial_std": 1.0, "seed": 5, "episodes": 9}).items()
     )
     jepa = preset(start.model_copy(update={"preset": "jepa-wms-droid"})).model_dump()
     assert jepa.items() >= (same | {"cost": "mse", "select": "elite_mean", "initial_std": 0.1}).items()
-    custom = start.model_copy(update={"preset": "custom"})
+    custom = start.model_copy(update={"preset": "custom", "horizon": 7})
     assert preset(custom) == custom
+    with pytest.raises(LawmError, match=r"samples = 64: the protocol paper-droid fixes it at 300; set plan\.pr"):
+        preset(start.model_copy(update={"samples": 64}))
 
 
 @pytest.mark.parametrize("context", [1, 3])
