@@ -7,6 +7,7 @@ one, and how the step grows with frames, tokens, depth and batch. No Ray, no wei
     python -m benchmarks.train_step [--quick] [--batch N] [--compile] [--checkpoint-activations]
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -62,6 +63,8 @@ def new_trainer(config: Config) -> Trainer:
 
 def flops_per_clip(config: Config) -> float:
     """Multiply-adds counted as two: encoder forward, and what is trained forward and backward."""
+    world = config.model.world_model.model_copy(update={"activation_checkpointing": False})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"world_model": world})})
     with torch.device("meta"):
         objective = LatentActionObjective(config)
         clip = config.data.clip
@@ -194,7 +197,10 @@ def main(argv: list[str] | None = None) -> int:
         with plain_reference():
             reference += step_times(trainer, batch, max(count // 2, 3))
     step = spread(own)
+    del trainer
     if gpu:
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     where = parts(new_trainer(config), batch, count)
     figures: dict[str, Any] = {
@@ -215,6 +221,8 @@ def main(argv: list[str] | None = None) -> int:
     if gpu:
         figures["times_the_papers_rate"] = round(figures["clips_per_second"] / PAPERS_RATE, 2)
         figures["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        gc.collect()
+        torch.cuda.empty_cache()
         figures["largest_batch"] = largest_batch(config)
     elif not args.quick:
         figures["growth"] = growth(5)

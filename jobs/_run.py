@@ -36,14 +36,16 @@ def with_data(config: Config, args: argparse.Namespace) -> Config:
 def checkpoint_config(args: argparse.Namespace) -> Config:
     """The config of --checkpoint with the data arguments and every --set applied. With --recipe, that recipe's
     controller, decoder, evaluation, planning and cluster; the model and its clips are the checkpoint's."""
-    from lawm.checkpoint import read_about
+    from lawm.checkpoint import config_in_use, read_about
 
-    base = parse_config(read_about(args.checkpoint)["config"], args.checkpoint)
+    trained = base = parse_config(read_about(args.checkpoint)["config"], args.checkpoint)
     if args.recipe:
         other = recipe(args.recipe)
         parts = ("controller", "decoder", "evaluate", "plan", "cluster")
         base = base.model_copy(update={part: getattr(other, part) for part in parts})
-    return resolve_config(args, with_data(base, args))
+    config = resolve_config(args, with_data(base, args))
+    config_in_use(trained, config, args.checkpoint)
+    return config
 
 
 def progress_bar(console: Console | None = None) -> Progress:
@@ -229,9 +231,10 @@ def quarantined(out: str) -> list[str]:
         return []
     rows = []
     for line in storage.read_bytes(where).decode().splitlines():
-        with suppress(ValueError):  # the torn last line of a run that was killed while it wrote
-            rows.append(json.loads(line))
-    return [f"{row['key']}: {row['reason']}" for row in rows]
+        with suppress(ValueError, KeyError, TypeError):  # the torn last line of a run that was killed while it wrote
+            row = json.loads(line)
+            rows.append(f"{row['key']}: {row['reason']}")
+    return rows
 
 
 def read_results(where: str) -> list[Any]:

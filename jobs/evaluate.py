@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from lawm.checkpoint import read_about
     from lawm.clips import ClipReader
-    from lawm.cluster.evaluate import evaluate, needs
+    from lawm.cluster.evaluate import check_context, evaluate, needs
     from lawm.cluster.session import start
     from lawm.report import print_table, results_table
 
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         for uri in (args.deterministic, args.unconstrained, args.controller):
             if uri:
                 read_about(uri)
+        check_context(config)
         there = len(ClipReader(config, config.evaluate.split).plan)
         describe(config, needs(config), min(config.evaluate.clips, there), evaluations=args.which)
         return 0

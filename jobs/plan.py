@@ -10,6 +10,7 @@ import sys
 from jobs._cli import base_parser, describe, run_job
 from jobs._run import add_data_arguments, checkpoint_config, counted, write_results
 from lawm import storage
+from lawm.config import LawmError
 
 
 @run_job
@@ -35,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.dry_run:
         held_out = labelled_clips(config)
-        read_about(args.controller)
+        kind = read_about(args.controller)["kind"]
+        if kind != "controller":
+            raise LawmError(f"{args.controller} holds a {kind}, not a controller")
         describe(config, needs(config), held_out, episodes=config.plan.episodes, out=storage.absolute(args.out))
         return 0
     model, controller, out = (storage.absolute(u) for u in (args.checkpoint, args.controller, args.out))

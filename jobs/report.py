@@ -84,7 +84,7 @@ def picture_section(
         title,
         [list(row.frames) for row in found],
         [row.label for row in found],
-        [f"t + {i / config.data.clip.fps:g} s" for i in range(steps)],
+        [f"t + {i * model.frames_per_state / config.data.clip.fps:g} s" for i in range(steps)],
         caption=caption,
     )
 

@@ -131,7 +131,19 @@ def read_about(uri: str) -> dict[str, Any]:
         missing = sorted(NAMES - set(about)) if isinstance(about, dict) else sorted(NAMES)
         if missing:
             raise ValueError(f"checkpoint.json lacks {', '.join(missing)}")
-    except ValueError as error:
+        kinds = {
+            "kind": str,
+            "step": int,
+            "cursor": str,
+            "fingerprint": str,
+            "extra": dict,
+            "metrics": dict,
+            "config": dict,
+        }
+        wrong = [name for name, kind in kinds.items() if not isinstance(about[name], kind)]
+        if wrong:
+            raise ValueError(f"checkpoint.json has another {', '.join(wrong)} than it should")
+    except (ValueError, RecursionError) as error:
         raise LawmError(f"{folder}: damaged checkpoint ({str(error).splitlines()[0]})") from error
     if about["format"] != FORMAT:
         raise LawmError(f"{folder}: checkpoint format {about['format']}, this lawm reads {FORMAT}")
@@ -177,8 +189,9 @@ def prune_checkpoints(run: str, keep: int) -> None:
 
 
 # ---------------------------------------------------------------- checkpoint -> model
-def _verified_encoder(checkpoint: Checkpoint, objective: LatentActionObjective, where: str) -> None:
-    found = objective.encoder.fingerprint()
+def check_encoder(checkpoint: Checkpoint, encoder: Encoder, where: str) -> None:
+    """Raises LawmError where that is not the encoder that the checkpoint was trained on."""
+    found = encoder.fingerprint()
     if checkpoint.encoder_fingerprint and found != checkpoint.encoder_fingerprint:
         raise LawmError(
             f"{where} was trained on encoder {checkpoint.encoder_fingerprint}, this config builds {found}: "
@@ -187,7 +200,7 @@ def _verified_encoder(checkpoint: Checkpoint, objective: LatentActionObjective, 
 
 
 def config_in_use(trained: Config, asked: Config, uri: str) -> Config:
-    """What a model was trained with; where its weights lie, repeated frames, how it is executed as `asked` now.
+    """What a model was trained with; its clips, where its weights lie and how it is executed as `asked` now.
 
     Raises LawmError where anything else of the model is asked to be otherwise: a checkpoint's model is fixed.
     """
@@ -202,8 +215,7 @@ def config_in_use(trained: Config, asked: Config, uri: str) -> Config:
     ]
     if differ:
         raise LawmError(f"{uri}: the model of a checkpoint cannot be changed ({'; '.join(differ[:3])})")
-    clip = trained.data.clip.model_copy(update={"duplicate": asked.data.clip.duplicate})
-    data = trained.data.model_copy(update={"clip": clip})
+    data = trained.data.model_copy(update={"clip": asked.data.clip})
     return trained.model_copy(update={"data": data, "encoder": asked.encoder, "model": asked.model})
 
 
@@ -216,7 +228,7 @@ def load_model(
         raise LawmError(f"{uri} holds a {checkpoint.kind}, not a latent action model")
     built = checkpoint.config if config is None else config_in_use(checkpoint.config, config, uri)
     objective = LatentActionObjective(built, encoder)
-    _verified_encoder(checkpoint, objective, uri)
+    check_encoder(checkpoint, objective.encoder, uri)
     objective.load_kept(checkpoint.weights, uri)
     return objective.eval(), checkpoint
 

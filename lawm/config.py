@@ -385,7 +385,7 @@ def override(config: Config, path: str, value: Any) -> Config:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
     data = config.model_dump()
     node: Any = data

@@ -85,8 +85,11 @@ class TimmStates(Encoder):
         self.backbone = backbone.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.stage = config.stage
         self.timm_version = timm.__version__
-        with torch.no_grad():
-            probe = self.features(torch.zeros(1, 3, clip.size, clip.size))
+        try:
+            with torch.no_grad():
+                probe = self.features(torch.zeros(1, 3, clip.size, clip.size))
+        except AssertionError as error:  # timm's answer to a stage that is not there
+            raise LawmError(f"encoder.stage = {config.stage} of {config.model}: {error}; choose another") from error
         self.tokens, self.state_width = probe.shape[1:]
 
     def features(self, images_B3SS: Tensor) -> Tensor:
@@ -121,6 +124,12 @@ class TimmStates(Encoder):
         return states.unflatten(0, frames_BFCHW.shape[:2])
 
 
+def states_per_clip(config: EncoderConfig, clip: ClipSpec) -> int:
+    """States that the encoder makes of a clip: one a frame, or one a tubelet of two (repeated) frames."""
+    tubelets = isinstance(config, VJepa2Encoder) and config.causality != "duplicate" and clip.duplicate == 1
+    return clip.frames // VJepa2States.TUBELET if tubelets else clip.frames
+
+
 class VJepa2States(Encoder):
     """V-JEPA 2's video encoder on lawm's own blocks. The released weights are bidirectional in time;
     `causality` says how a state is kept from seeing later frames (spec section 1; Garrido et al. 2026)."""
@@ -138,6 +147,10 @@ class VJepa2States(Encoder):
                 f"data.clip.frames = {clip.frames}: V-JEPA 2 makes one state of {self.TUBELET} frames; "
                 "set an even number, or encoder.causality=duplicate"
             )
+        if states_per_clip(config, clip) < 2:
+            raise LawmError(
+                f"data.clip.frames = {clip.frames} makes one state, and a transition needs two; set more frames"
+            )
         width, depth, heads, hidden = VJEPA2_SIZES[config.size]
         self.config = config
         self.state_width, self.tokens = width, (clip.size // self.PATCH) ** 2
@@ -147,6 +160,11 @@ class VJepa2States(Encoder):
         self.blocks = nn.ModuleList(Block(width, heads, hidden / width) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.modality = nn.Parameter(torch.zeros(width)) if config.version == "2.1" else None
+
+    def fingerprint(self) -> str:
+        """As `Encoder.fingerprint`, of version and causality too: the same weights give other states."""
+        said = f"{super().fingerprint()} {self.config.version} {self.config.causality}"
+        return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
     def tubelets(self, frames_BFCHW: Tensor) -> Tensor:
         """[B, F, 3, S, S] -> [B, F / 2, N, 3 * 2 * 16 * 16], in the order of a Conv3d's weights."""
@@ -231,20 +249,27 @@ def load_vjepa2(model: VJepa2States, path: Path) -> None:
     config = model.config
     where = f"encoder.weights = {path}"
     found = read_weights(path)
-    branches = [k for k, v in found.items() if isinstance(v, dict) and v and all(map(torch.is_tensor, v.values()))]
+    branches = [str(k) for k, v in found.items() if isinstance(v, dict) and v and all(map(torch.is_tensor, v.values()))]
     if branches:
         if config.branch not in branches:
             raise LawmError(f"{where} holds {', '.join(branches)}, not {config.branch!r}; set encoder.branch")
         found = found[config.branch]
     check_tensors(found, path)
+    try:
+        renamed = renamed_vjepa2(found, config.version)
+    except (ValueError, IndexError, TypeError, RuntimeError) as error:  # shapes or numbers that make no sense
+        raise LawmError(f"{where} does not hold V-JEPA 2's weights ({error})") from error
+    check_keys(model.state_dict(), renamed, where)
+    model.load_state_dict(renamed)
+
+
+def renamed_vjepa2(found: dict[str, Tensor], version: str) -> dict[str, Tensor]:
+    """The weights of either layout under lawm's names."""
     found = {k.replace("module.", "").replace("backbone.", "").removeprefix("vjepa2."): v for k, v in found.items()}
     if any(k.startswith("encoder.layer.") for k in found):
         encoder_keys = {k.removeprefix("encoder."): v for k, v in found.items() if k.startswith("encoder.")}
-        renamed = from_hugging_face(encoder_keys)
-    else:
-        renamed = from_official(found, config.version)
-    check_keys(model.state_dict(), renamed, where)
-    model.load_state_dict(renamed)
+        return from_hugging_face(encoder_keys)
+    return from_official(found, version)
 
 
 def from_hugging_face(found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -269,7 +294,7 @@ def from_official(found: dict[str, Tensor], version: str) -> dict[str, Tensor]:
     """The official names -> lawm's. Left out: the stored sin-cos `pos_embed` (2.0); in 2.1 the image patches
     and the norms of intermediate layers."""
     out: dict[str, Tensor] = {}
-    norms = sorted({int(k.split(".")[1]) for k in found if k.startswith("norms_block.")})
+    norms = sorted({int(k.split(".")[1]) for k in found if version == "2.1" and k.startswith("norms_block.")})
     for name, tensor in found.items():
         if name == "pos_embed":
             continue
@@ -362,7 +387,8 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 def check_tensors(found: Any, path: Path) -> None:
     """Raises LawmError where that is not names and tensors."""
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+    named = isinstance(found, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
+    if not named or not found:
         raise LawmError(f"encoder.weights: {path} holds no weights (expected names and tensors)")
 
 

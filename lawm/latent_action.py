@@ -322,8 +322,8 @@ def effective_rank(z_ND: Tensor) -> float:
 def collapse_warning(metrics: Mapping[str, float]) -> str:
     """What to tell the user where a run's latents carry (nearly) nothing, by its logged figures; else empty.
 
-    One code in use (perplexity under 1.5), a posterior that is the prior (under 0.1 nats), or latents on a line
-    (effective rank under 1.2).
+    One code in use (perplexity under 1.5), a posterior that is the prior (under 0.1 nats), or sparse latents on
+    a line (effective rank under 1.2).
     """
     if metrics.get("perplexity", math.inf) < 1.5:
         return (
@@ -332,9 +332,9 @@ def collapse_warning(metrics: Mapping[str, float]) -> str:
         )
     if metrics.get("kl_nats", math.inf) < 0.1:
         return f"the noisy latents have collapsed ({metrics['kl_nats']:.3f} nats): lower model.bottleneck.beta"
-    if metrics.get("effective_rank", math.inf) < 1.2:
+    if "vcm_variance" in metrics and metrics.get("effective_rank", math.inf) < 1.2:
         return (
-            f"the latents use one dimension at most (effective rank {metrics['effective_rank']:.2f}): lower the "
-            "bottleneck's coefficient (model.bottleneck)"
+            f"the sparse latents use one dimension at most (effective rank {metrics['effective_rank']:.2f}): lower "
+            "model.bottleneck.lambda_l1"
         )
     return ""

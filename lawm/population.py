@@ -34,6 +34,9 @@ def check_population(configs: list[Config]) -> None:
     """Raises LawmError where configs differ in more than `model` and `optimizer`, or none is given."""
     if not configs:
         raise LawmError("a population needs at least one member")
+    labelled = [config.model.bottleneck.kind == "true_actions" for config in configs]
+    if any(labelled) and not all(labelled):
+        raise LawmError("true_actions needs labelled clips, the other bottlenecks do not: train it in a run of its own")
     base = dict(leaf_fields(configs[0]))
     for config in configs[1:]:
         other = dict(leaf_fields(config))

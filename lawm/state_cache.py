@@ -83,16 +83,15 @@ class StateCache:
         try:
             manifest = json.loads(read_bytes(where))
             self.key, self.tokens, self.width = manifest["key"], manifest["tokens"], manifest["width"]
-            parts = manifest["parts"]
-        except (ValueError, KeyError, TypeError) as error:
+            self.places: dict[str, list[tuple[str, int, Piece]]] = {}
+            for part, pieces in manifest["parts"].items():
+                row = 0
+                for piece in (Piece(*p) for p in pieces):
+                    self.places.setdefault(piece.key, []).append((part, row, piece))
+                    row += piece.frames
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LawmError(f"{where}: damaged manifest ({error}); run `lawm encode` again") from error
         self.uri = uri
-        self.places: dict[str, list[tuple[str, int, Piece]]] = {}
-        for part, pieces in parts.items():
-            row = 0
-            for piece in (Piece(*p) for p in pieces):
-                self.places.setdefault(piece.key, []).append((part, row, piece))
-                row += piece.frames
         self._parts: dict[str, np.ndarray] = {}
 
     @property

@@ -21,6 +21,7 @@ from lawm.checkpoint import (
     EXECUTION,
     Checkpoint,
     build_objective,
+    check_encoder,
     checkpoint_name,
     load_checkpoint,
     newest_checkpoint,
@@ -116,7 +117,7 @@ class Trainer:
     def step(self, step: int, batch: ClipBatch, waited: float = 0.0) -> None:
         """One optimiser step on this rank's batch. A loss or gradient that is not finite on any rank is
         skipped everywhere and counted; too many raise LawmError. `waited`: seconds spent for the batch."""
-        torch.manual_seed(self.loop.seed * 1_000_003 + step * self.world + self.rank)
+        torch.manual_seed((self.loop.seed * 1_000_003 + step * self.world + self.rank) % 2**63)
         self._consumed += [*batch.positions_B.tolist(), *batch.refused]
         self._window.began_with(len(batch) * self.world, waited)
         with autocast(self.device, self.loop.precision):
@@ -159,7 +160,7 @@ class Trainer:
             "learning_rate": self.optimizer.learning_rate(done - 1),
             "bad_steps": float(self.bad_steps),
         }
-        if self._latents is not None:
+        if self._latents is not None and self._latents.shape[1] > 1:
             metrics["effective_rank"] = effective_rank(self._latents[:4096].cpu())
         return metrics
 
@@ -423,6 +424,8 @@ def prepare(config: Config, kind: str, run: str, parent: str | None = None, enco
         reader.cache.check(config, model_of(objective).encoder.fingerprint())
     newest = newest_checkpoint(run)
     resume = load_checkpoint(newest, optimizer=True) if newest else None
+    if resume is not None:
+        check_encoder(resume, model_of(objective).encoder, newest or run)
     if resume is None and objective.calibrates:
         objective.calibrate(collate(first_clips(reader, CALIBRATION_CLIPS)))
     validation = None

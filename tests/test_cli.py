@@ -154,7 +154,8 @@ def test_every_job_is_a_decorated_main() -> None:
 def test_jobs_on_a_checkpoint_take_its_model_and_count_its_clips(tmp_path: Path, small_set: SmallSet, capsys) -> None:
     config = tiny_with(train__steps=2, train__checkpoint_every=2, data__index=small_set.index)
     run = str(tmp_path / "run")
-    fit_local(override(config, "model.latent_dim", 6), "latent_action", run)
+    config = override(config, "model.latent_dim", 6)
+    fit_local(config, "latent_action", run)
     there = ["--checkpoint", run, "--labels", small_set.labels, "--dry-run"]
 
     assert lawm.main(["evaluate", *there, "--set", "evaluate.clips=5000"]) == 0
@@ -162,16 +163,23 @@ def test_jobs_on_a_checkpoint_take_its_model_and_count_its_clips(tmp_path: Path,
     held_out = len(ClipReader(config, "val").plan)
     assert said["clips"] == held_out < 5000
 
-    assert lawm.main(["plan", *there, "--controller", run, "--recipe", "demo"]) == 0
+    control = str(tmp_path / "control")
+    fit_local(override(config, "data.labels", small_set.labels), "controller", control, run)
+    few = ["--controller", control, "--set", "plan.episodes=2"]
+    assert lawm.main(["plan", *there, *few, "--recipe", "demo"]) == 0
     said = yaml.safe_load(capsys.readouterr().out)
-    assert said["config"]["plan"] == RECIPES["demo"]().plan.model_dump(mode="json")
+    assert said["config"]["plan"] == RECIPES["demo"]().plan.model_dump(mode="json") | {"episodes": 2}
     assert said["config"]["model"]["latent_dim"] == 6 and said["config"]["recipe"] == "tiny"
 
     assert lawm.main(["controller", *there, "--set", "controller.train.batch=5", "--set", "cluster.workers=2"]) == 2
     assert "train.batch = 5 is not divisible by 2 workers" in capsys.readouterr().err
     nowhere = str(tmp_path / "nowhere")
     for argv, wrong in (
-        (["plan", *there, "--controller", nowhere], f"{nowhere}: no checkpoint there"),
+        (["plan", *there, "--set", "plan.episodes=2", "--controller", nowhere], f"{nowhere}: no checkpoint there"),
+        (["plan", *there, "--set", "plan.episodes=2", "--controller", run], "holds a latent_action, not a controller"),
+        (["plan", *there, *few, "--set", "plan.episodes=999"], "plan.episodes = 999, and the held-out labelled videos"),
+        (["evaluate", *there, "--set", "evaluate.context=4"], "leaves nothing of 4 states to predict"),
+        (["evaluate", *there, "--set", "model.latent_dim=3"], "cannot be changed (model.latent_dim = 6 there, 3 now)"),
         (["evaluate", *there, "--deterministic", nowhere], f"{nowhere}: no checkpoint there"),
         (["train", "--videos", nowhere, "--recipe", "tiny", "--dry-run"], f"{nowhere}: no such file or folder"),
     ):

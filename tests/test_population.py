@@ -78,6 +78,9 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, small_set: SmallSet) -> N
     other = [configs[0], override(configs[1], "data.seed", 5)]
     with pytest.raises(LawmError, match=r"shares its clips and its encoder; its members differ in data\.seed"):
         fit_population(other, runs)
+    mixed = [configs[0], override(configs[1], "model.bottleneck", {"kind": "true_actions"})]
+    with pytest.raises(LawmError, match="true_actions needs labelled clips"):
+        fit_population(mixed, runs)
     with pytest.raises(LawmError, match="2 members need as many run folders"):
         fit_population(configs, [runs[0], runs[0]])
     with pytest.raises(LawmError, match="at least one member"):

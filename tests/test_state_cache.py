@@ -100,7 +100,9 @@ def test_missing_and_damaged_caches_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(LawmError, match=f"{part.name}: missing or damaged part"):
             cache.window("a", 0, 2)
         np.testing.assert_array_equal(cache.window("a", 6, 2), states(Piece("a", 6, 2)))  # the others can be read
-    for text in ("{", "[]", json.dumps({"key": {}})):
+    manifest = json.loads((tmp_path / "cache/manifest.json").read_text())
+    others = [json.dumps(manifest | {"parts": parts}) for parts in ([], {"a": 3}, {"a": [[1]]})]
+    for text in ("{", "[]", json.dumps({"key": {}}), "[" * 200_000, *others):
         (tmp_path / "cache/manifest.json").write_text(text)
         with pytest.raises(LawmError, match="damaged manifest"):
             StateCache(uri)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from golden_losses import GOLDEN, ten_losses
 from small_runs import (
@@ -23,9 +24,9 @@ from small_runs import (
     tiny_with,
 )
 
-from lawm.checkpoint import Checkpoint, checkpoint_folders, load_checkpoint, newest_checkpoint
+from lawm.checkpoint import Checkpoint, checkpoint_folders, checkpoint_name, load_checkpoint, newest_checkpoint
 from lawm.clips import open_reader
-from lawm.config import LawmError
+from lawm.config import LawmError, TimmEncoder, override
 from lawm.layers import Block
 from lawm.objective import ClipBatch
 from lawm.recipes import tiny
@@ -293,3 +294,24 @@ def test_compiled_blocks_give_the_same_losses_and_names(tmp_path: Path, monkeypa
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_generated_code_gives_the_same_losses_and_names(tmp_path: Path) -> None:
     compared_with_compiled(tmp_path)
+
+
+def test_a_run_does_not_go_on_with_another_encoder(tmp_path: Path, small_set: SmallSet) -> None:
+    """The weights may lie elsewhere when a run is resumed, but they have to be the same."""
+    encoder = TimmEncoder(model="resnet10t", weights="random")
+    config = tiny_with(
+        data__index=small_set.index, train__steps=2, train__checkpoint_every=1, encoder=encoder.model_dump()
+    )
+    run = tmp_path / "run"
+    fit_local(config, "latent_action", str(run))
+    shutil.rmtree(run / checkpoint_name(2))
+    backbone = timm.create_model("resnet10t")  # other random weights
+    torch.save(backbone.state_dict(), tmp_path / "other.pth")
+    other = override(config, "encoder.weights", str(tmp_path / "other.pth"))
+    with pytest.raises(LawmError, match="was trained on encoder .* give the same file"):
+        fit_local(other, "latent_action", str(run))
+    fit_local(config, "latent_action", str(run))
+
+
+def test_any_seed_will_do() -> None:
+    assert len(losses_of(tiny_with(train__steps=1, train__seed=10**18))) == 1

@@ -191,8 +191,8 @@ def test_tubelets_and_positions_are_those_of_any_size(hugging_face: VJEPA2Model,
     """Another image side than the weights were made for: same weights, positions of the new grid."""
     path = write_hugging_face(tmp_path / "w.safetensors", hugging_face)
     config = VJepa2Encoder(size="tiny", weights=str(path))
-    big = load_encoder(config, ClipSpec(frames=2, size=64))
-    assert big(frames(size=64)[:, :2]).shape == (2, 1, 16, WIDTH)
+    big = load_encoder(config, ClipSpec(frames=4, size=64))
+    assert big(frames(size=64)[:, :4]).shape == (2, 2, 16, WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +200,7 @@ def test_tubelets_and_positions_are_those_of_any_size(hugging_face: VJEPA2Model,
     [
         ({}, ClipSpec(frames=4, size=50), "data.clip.size = 50: V-JEPA 2 needs a multiple of 16"),
         ({}, ClipSpec(frames=5, size=48), "data.clip.frames = 5: .* set an even number, or encoder.causality=dup"),
+        ({}, ClipSpec(frames=2, size=48), "data.clip.frames = 2 makes one state, and a transition needs two"),
         ({"weights": "pretrained"}, CLIP, "V-JEPA 2.0 was released as L, H, g; choose one"),
         ({"weights": "nowhere.pt"}, CLIP, "encoder.weights: no file nowhere.pt"),
     ],
@@ -222,6 +223,36 @@ def test_weights_of_another_size_and_damaged_files_are_named(tmp_path: Path, hug
     whole.write_bytes(whole.read_bytes()[:1000])
     with pytest.raises(LawmError, match="not a readable weights file"):
         encoder(weights=str(whole))
+
+
+def test_what_changes_the_states_changes_the_fingerprint() -> None:
+    """A state cache and a baseline are recognised by it."""
+    kinds = [(c, v) for c in ("block_causal", "frame_pairs", "duplicate") for v in ("2.0", "2.1")]
+    assert len({encoder(causality=c, version=v).fingerprint() for c, v in kinds}) == len(kinds)
+    assert encoder().fingerprint() == encoder().fingerprint()
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {1: torch.zeros(2)},
+        {"target_encoder": {1: torch.zeros(2)}},
+        {1: {"a": torch.zeros(2)}},
+        {"patch_embed.proj.weight": torch.tensor(3.0)},
+        {"blocks.0.attn.qkv.weight": torch.tensor(3.0)},
+        {"norms_block.x.weight": torch.zeros(2)},
+        {
+            "encoder.layer.0.attention.key.weight": torch.zeros(2, 2),
+            "encoder.layer.0.attention.value.weight": torch.zeros(2),
+        },
+    ],
+)
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+def test_files_of_nonsense_are_one_line(tmp_path: Path, held: dict[Any, Any], version: str) -> None:
+    torch.save(held, tmp_path / "w.pt")
+    with pytest.raises(LawmError) as caught:
+        encoder(weights=str(tmp_path / "w.pt"), version=version)
+    assert "w.pt" in str(caught.value)
 
 
 def test_released_sizes_have_their_published_parameter_counts() -> None:

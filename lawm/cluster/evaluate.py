@@ -18,6 +18,7 @@ from lawm.checkpoint import load_checkpoint, load_controller, load_model
 from lawm.clips import ClipReader, Sample, Split
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError
+from lawm.encoder import states_per_clip
 from lawm.evaluation import PerClip, Result, capacity, control, cycle, interval, leakage, summarize
 from lawm.objective import ClipBatch
 from lawm.train import autocast, pick_device
@@ -150,6 +151,15 @@ def run_tasks(config: Config, tasks: list[Task], arguments: tuple[Any, ...]) -> 
     return {n: np.concatenate([row["values"][n] for row in found if n in row["values"]]) for n in names}
 
 
+def check_context(config: Config) -> None:
+    """Raises LawmError where the context leaves no state of a clip to predict."""
+    states = states_per_clip(config.encoder, config.data.clip)
+    if config.evaluate.context >= states:
+        raise LawmError(
+            f"evaluate.context = {config.evaluate.context} leaves nothing of {states} states to predict; lower it"
+        )
+
+
 def evaluate(
     config: Config,
     model: str,
@@ -171,10 +181,7 @@ def evaluate(
     e = config.evaluate
     labelled = checkpoint.config.model.bottleneck.kind == "true_actions"
     reader = ClipReader(config, e.split, labelled=labelled)
-    if e.context >= config.data.clip.frames:
-        raise LawmError(
-            f"evaluate.context = {e.context} leaves nothing of {config.data.clip.frames} frames to predict; lower it"
-        )
+    check_context(config)
     clips = min(e.clips, len(reader.plan))
     if clips < 2:
         raise LawmError(f"{e.split} split: {clips} clip, and the controls need two; hold out more (data.val_fraction)")

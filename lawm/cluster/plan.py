@@ -74,7 +74,7 @@ class Planner:
         else:
             states = self.model.states(batch)[0]
             start, goal = states[:1], states[-1:]
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
         found = plan(self.model, self.controller, start, goal[0], settings, generator)
         true = sample.actions
         other = self._clip(self.training, int(torch.randint(2**31, (1,), generator=generator))).actions
@@ -120,8 +120,15 @@ def identity(config: Config, model: str, controller: str) -> dict[str, Any]:
 
 
 def labelled_clips(config: Config) -> int:
-    """Held-out labelled clips as long as an episode. Raises LawmError where there is none."""
-    return len(ClipReader(episode_config(config), "val", labelled=True).plan)
+    """Held-out labelled clips as long as an episode. Raises LawmError where they are fewer than the episodes."""
+    total = config.plan.episodes
+    held_out = len(ClipReader(episode_config(config), "val", labelled=True).plan)
+    if held_out < total:
+        raise LawmError(
+            f"plan.episodes = {total}, and the held-out labelled videos hold {held_out} clips of "
+            f"{preset(config.plan).horizon + 1} frames; lower plan.episodes or raise data.val_fraction"
+        )
+    return held_out
 
 
 def plan_episodes(
@@ -132,24 +139,21 @@ def plan_episodes(
     An actor that dies loses nothing: its episode goes to another one, with the same seed. Raises LawmError.
     """
     total = config.plan.episodes
-    held_out = labelled_clips(config)
-    if held_out < total:
-        raise LawmError(
-            f"plan.episodes = {total}, and the held-out labelled videos hold {held_out} clips of "
-            f"{preset(config.plan).horizon + 1} frames; lower plan.episodes or raise data.val_fraction"
-        )
+    labelled_clips(config)
     where, about = join(out, "episodes.jsonl"), join(out, "episodes.json")
-    me = identity(config, model, controller)
+    said = json.dumps(identity(config, model, controller), indent=1).encode()
     rows: dict[int, dict[str, Any]] = {}
     if exists(where):
-        if not exists(about) or json.loads(read_bytes(about)) != json.loads(json.dumps(me)):
+        if not exists(about) or read_bytes(about) != said:
             raise LawmError(f"{out} holds episodes of another model or plan; choose another --out, or remove it")
         for line in read_bytes(where).decode().splitlines():
-            with suppress(ValueError):  # the torn last line of a run that was killed while it wrote
+            with suppress(
+                ValueError, KeyError, TypeError
+            ):  # the torn last line of a run that was killed while it wrote
                 row = json.loads(line)
                 rows[row["episode"]] = row
         write_bytes(where, _lines(rows))
-    write_bytes(about, json.dumps(me, indent=1).encode())
+    write_bytes(about, said)
     todo = [e for e in range(total) if e not in rows]
 
     def keep(row: dict[str, Any]) -> None:
