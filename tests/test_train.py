@@ -308,7 +308,7 @@ def test_a_run_does_not_go_on_with_another_encoder(tmp_path: Path, small_set: Sm
     backbone = timm.create_model("resnet10t")  # other random weights
     torch.save(backbone.state_dict(), tmp_path / "other.pth")
     other = override(config, "encoder.weights", str(tmp_path / "other.pth"))
-    with pytest.raises(LawmError, match="was trained on encoder .* give the same file"):
+    with pytest.raises(LawmError, match=r"was trained on encoder .* give the same file"):
         fit_local(other, "latent_action", str(run))
     fit_local(config, "latent_action", str(run))
 
