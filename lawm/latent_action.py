@@ -331,7 +331,8 @@ def collapse_warning(metrics: Mapping[str, float]) -> str:
             "model.bottleneck.reset_after, so that unused codes are re-seeded, or take another codebook_size"
         )
     if metrics.get("kl_nats", math.inf) < 0.1:
-        return f"the noisy latents have collapsed ({metrics['kl_nats']:.3f} nats): lower model.bottleneck.beta"
+        nats = f"{metrics['kl_nats']:.3f} nats"
+        return f"the noisy latents hold next to nothing ({nats}): train longer, or lower model.bottleneck.beta"
     if "vcm_variance" in metrics and metrics.get("effective_rank", math.inf) < 1.2:
         return (
             f"the sparse latents use one dimension at most (effective rank {metrics['effective_rank']:.2f}): lower "

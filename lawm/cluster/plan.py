@@ -168,6 +168,7 @@ def plan_episodes(
 
     if todo:
         _spread(config, (config, model, controller), todo, keep)
+        write_bytes(where, _lines(rows))  # in order, now that all are there
     return [rows[e] for e in sorted(rows) if e < total]
 
 
