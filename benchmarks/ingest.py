@@ -154,7 +154,7 @@ def pss_mib(pid: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser(__doc__).parse_args(argv)
-    rounds, clips, films = (1, 192, 2) if args.quick else (3, 640, 12)
+    rounds, clips, films = (1, 128, 1) if args.quick else (3, 640, 12)
     from lawm.cluster.index import build_index
     from lawm.cluster.session import start
 
