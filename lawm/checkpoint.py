@@ -14,7 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from lawm import __version__
-from lawm.config import Config, LawmError, leaf_fields, parse_config
+from lawm.config import Config, LawmError, differing_fields, parse_config
 from lawm.encoder import Encoder
 from lawm.objective import ControllerObjective, DecoderObjective, LatentActionObjective, Objective
 from lawm.sampling import Cursor
@@ -204,14 +204,11 @@ def config_in_use(trained: Config, asked: Config, uri: str) -> Config:
 
     Raises LawmError where anything else of the model is asked to be otherwise: a checkpoint's model is fixed.
     """
-    theirs, ours = dict(leaf_fields(trained)), dict(leaf_fields(asked))
-    fixed = [
-        k for k in sorted(set(theirs) | set(ours)) if k.startswith(("model.", "encoder.")) or k == "data.clip.size"
-    ]
+    fixed = ("model.", "encoder.", "data.clip.size")
     differ = [
-        f"{k} = {theirs.get(k)!r} there, {ours.get(k)!r} now"
-        for k in fixed
-        if k not in EXECUTION and theirs.get(k) != ours.get(k)
+        f"{k} = {theirs!r} there, {ours!r} now"
+        for k, (theirs, ours) in differing_fields(trained, asked).items()
+        if k.startswith(fixed) and k not in EXECUTION
     ]
     if differ:
         raise LawmError(f"{uri}: the model of a checkpoint cannot be changed ({'; '.join(differ[:3])})")

@@ -430,3 +430,9 @@ def leaf_fields(model: type[BaseModel] | BaseModel, prefix: str = "") -> Iterato
             yield from leaf_fields(value, path + ".")
         else:
             yield path, value
+
+
+def differing_fields(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted path -> (value in `one`, value in `other`) of every field that differs; None where a variant lacks it."""
+    a, b = dict(leaf_fields(one)), dict(leaf_fields(other))
+    return {k: (a.get(k), b.get(k)) for k in sorted(set(a) | set(b)) if a.get(k) != b.get(k)}

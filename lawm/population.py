@@ -11,7 +11,7 @@ import torch
 from lawm.batches import local_batches
 from lawm.checkpoint import newest_checkpoint
 from lawm.clips import BadClip
-from lawm.config import Config, LawmError, leaf_fields
+from lawm.config import Config, LawmError, differing_fields
 from lawm.objective import ClipBatch, LatentActionObjective
 from lawm.sampling import Cursor
 from lawm.train import (
@@ -37,11 +37,9 @@ def check_population(configs: list[Config]) -> None:
     labelled = [config.model.bottleneck.kind == "true_actions" for config in configs]
     if any(labelled) and not all(labelled):
         raise LawmError("true_actions needs labelled clips, the other bottlenecks do not: train it in a run of its own")
-    base = dict(leaf_fields(configs[0]))
     for config in configs[1:]:
-        other = dict(leaf_fields(config))
-        differ = [k for k in sorted(set(base) | set(other)) if base.get(k) != other.get(k)]
-        differ = [k for k in differ if not k.startswith(("model.", "optimizer.", "recipe"))]
+        own = ("model.", "optimizer.", "recipe")
+        differ = [k for k in differing_fields(configs[0], config) if not k.startswith(own)]
         if differ:
             raise LawmError(f"a population shares its clips and its encoder; its members differ in {', '.join(differ)}")
 

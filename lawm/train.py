@@ -30,7 +30,7 @@ from lawm.checkpoint import (
     save_checkpoint,
 )
 from lawm.clips import BadClip, ClipReader, first_clips, open_reader
-from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, leaf_fields, parse_config
+from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, differing_fields, parse_config
 from lawm.encoder import Encoder
 from lawm.latent_action import effective_rank
 from lawm.layers import Block
@@ -458,12 +458,10 @@ def check_same_run(config: Config, kind: str, run: str) -> None:
     loops = ("train", "controller.train", "decoder.train")
     counts = [f"{loop}.{name}" for loop in loops for name in ("log_every", "checkpoint_every", "keep")]
     free = ("cluster.", "evaluate.", "plan.", "recipe", *counts, *EXECUTION, *(f"{loop}.compile" for loop in loops))
-    theirs = dict(leaf_fields(parse_config(about["config"], newest)))
-    ours = dict(leaf_fields(config))
     differ = [
-        f"{k} = {theirs.get(k)!r} there, {ours.get(k)!r} now"
-        for k in sorted(set(theirs) | set(ours))
-        if theirs.get(k) != ours.get(k) and not k.startswith(free)
+        f"{k} = {theirs!r} there, {ours!r} now"
+        for k, (theirs, ours) in differing_fields(parse_config(about["config"], newest), config).items()
+        if not k.startswith(free)
     ]
     if about["kind"] != kind:
         differ.insert(0, f"kind {about['kind']} there, {kind} now")

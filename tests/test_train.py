@@ -264,36 +264,40 @@ def test_a_true_actions_model_needs_labels(small_set: SmallSet, tmp_path: Path) 
     assert load_checkpoint(fit_local(config, "latent_action", str(tmp_path / "run"))).step == 2
 
 
-def compared_with_compiled(folder: Path) -> None:
-    """Losses, gradient norms and names of weights of a run whose blocks are compiled, beside a plain one. (Muon and
-    Adam make steps of equal size of gradients that are nothing but rounding, so weights may differ more.)"""
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",  # traced and differentiated by the compiler, run without generated code, which takes a minute
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU"),
+            ],
+        ),
+    ],
+)
+def test_compiled_blocks_give_the_same_losses_and_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """Losses, gradient norms and names of weights, beside a plain run. (Muon and Adam make steps of equal size of
+    gradients that are nothing but rounding, so weights may differ more.)"""
+    compile_block = Block.compile
+    monkeypatch.setattr(Block, "compile", lambda self: compile_block(self, backend=backend))
     plain, compiled = (
         tiny_with(train__steps=3, train__checkpoint_every=3, train__log_every=1, train__compile=on)
         for on in (False, True)
     )
-    expected = losses_of(plain, folder / "plain")
+    expected = losses_of(plain, tmp_path / "plain")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    found = losses_of(compiled, folder / "compiled")
+    found = losses_of(compiled, tmp_path / "compiled")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # inverse dynamics, world model
     for a, b in zip(expected, found, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
-    one, other = (load_checkpoint(str(folder / name)).weights for name in ("plain", "compiled"))
+    one, other = (load_checkpoint(str(tmp_path / name)).weights for name in ("plain", "compiled"))
     assert set(one) == set(other)
-
-
-def test_compiled_blocks_give_the_same_losses_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced and differentiated by the compiler, run without generated code, which takes a minute to build."""
-    compile_block = Block.compile
-    monkeypatch.setattr(Block, "compile", lambda self: compile_block(self, backend="aot_eager"))
-    compared_with_compiled(tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_generated_code_gives_the_same_losses_and_names(tmp_path: Path) -> None:
-    compared_with_compiled(tmp_path)
 
 
 def test_a_run_does_not_go_on_with_another_encoder(tmp_path: Path, small_set: SmallSet) -> None:
