@@ -189,9 +189,9 @@ def prune_checkpoints(run: str, keep: int) -> None:
 
 
 # ---------------------------------------------------------------- checkpoint -> model
-def check_encoder(checkpoint: Checkpoint, encoder: Encoder, where: str) -> None:
-    """Raises LawmError where that is not the encoder that the checkpoint was trained on."""
-    found = encoder.fingerprint()
+def check_encoder(checkpoint: Checkpoint, model: LatentActionObjective, where: str) -> None:
+    """Raises LawmError where the model's is not the encoder that the checkpoint was trained on (or from)."""
+    found = model.encoder_fingerprint()
     if checkpoint.encoder_fingerprint and found != checkpoint.encoder_fingerprint:
         raise LawmError(
             f"{where} was trained on encoder {checkpoint.encoder_fingerprint}, this config builds {found}: "
@@ -224,9 +224,9 @@ def load_model(
     if checkpoint.kind != LatentActionObjective.kind:
         raise LawmError(f"{uri} holds a {checkpoint.kind}, not a latent action model")
     built = checkpoint.config if config is None else config_in_use(checkpoint.config, config, uri)
-    objective = LatentActionObjective(built, encoder)
-    check_encoder(checkpoint, objective.encoder, uri)
-    objective.load_kept(checkpoint.weights, uri)
+    objective = LatentActionObjective(built, encoder, learns=False)
+    check_encoder(checkpoint, objective, uri)
+    objective.load_kept({k: v for k, v in checkpoint.weights.items() if not k.startswith("fine_tuning.")}, uri)
     return objective.eval(), checkpoint
 
 

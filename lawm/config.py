@@ -172,6 +172,32 @@ class Noisy(Frozen):
     beta: float = Field(5e-5, ge=0)
 
 
+class Adaptive(Frozen):
+    """Noisy latents whose KL coefficient follows the clip: beta_i = exp(h(clip)), h trained by dual ascent
+    until each clip meets the target (beyond the paper; its limitation 1)."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    constraint: Literal["distortion", "rate"] = "distortion"
+    """`distortion`: each clip gets as many nats as its prediction error needs to come down to `target`.
+    `rate`: each clip gets `target` nats, however hard it is."""
+    target: float = Field(0.2, gt=0)
+    """`distortion`: the clip's mean L1 error in normalised states. `rate`: nats per transition."""
+    start: float = Field(5e-5, gt=0)
+    """The multiplier before training."""
+    least: float = Field(1e-7, gt=0)
+    most: float = Field(1.0, gt=0)
+    """Multipliers stay in [least, most]: a clip that cannot meet its target would otherwise lose every limit."""
+    hidden: int = Field(64, ge=1)
+    gain: float = Field(10.0, gt=0)
+    """How fast log beta may move: by about gain x optimizer.adamw_lr a step."""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        if not self.least <= self.start <= self.most:
+            raise ValueError(f"least <= start <= most expected, got {self.least:g}, {self.start:g}, {self.most:g}")
+        return self
+
+
 class Discrete(Frozen):
     """Vector quantisation, straight-through (codebook loss 1.0, commitment 0.25)."""
 
@@ -205,7 +231,7 @@ class TrueActions(Frozen):
 
 
 BottleneckConfig = Annotated[
-    Sparse | Noisy | Discrete | Unconstrained | Deterministic | TrueActions, Field(discriminator="kind")
+    Sparse | Noisy | Adaptive | Discrete | Unconstrained | Deterministic | TrueActions, Field(discriminator="kind")
 ]
 
 
@@ -259,8 +285,29 @@ class TrainConfig(Frozen):
     """Checkpoints kept: the newest and the best ones."""
     max_bad_steps: int = Field(20, ge=0)
     """Steps with a non-finite loss are skipped and counted; more than this many stop the run."""
+    diverged_above: float = Field(10.0, ge=0)
+    """The run stops where three reports in a row show this many times the prediction loss of the first; 0: never."""
     compile: bool = False
     """torch.compile every transformer block of lawm's own (not timm's); the first steps take a minute or more."""
+
+
+class FineTuneConfig(Frozen):
+    """Training the encoder too (the report, section 3.4); off in the paper. AdamW, from frames (no state cache)."""
+
+    target: Literal["off", "online", "ema"] = "off"
+    """What is predicted. `online`: the learning encoder's own next state, with gradients (it collapses).
+    `ema`: the state of its moving average, which is also the encoder that the trained model keeps."""
+    lr: float = Field(1e-5, gt=0)
+    momentum: float = Field(0.996, ge=0, lt=1)
+    """Of the moving average, each step."""
+    distillation: float = Field(0.1, ge=0)
+    """alpha in alpha ||f(x) - f0(x)||_F^2, in normalised states."""
+    distillation_norm: Literal["mean", "sum"] = "mean"
+    """The squared norm over all elements of a clip's states: their mean, or their sum."""
+    gradient_checkpointing: bool = True
+    stop_below: float = Field(0.1, ge=0, lt=1)
+    """The run stops where the states' spread, change or effective rank is less than this share of the original
+    encoder's on the same clips; 0: never."""
 
 
 class AttentionController(Frozen):
@@ -367,6 +414,7 @@ class Config(Frozen):
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    fine_tune: FineTuneConfig = FineTuneConfig()
     controller: ControllerConfig = ControllerConfig()
     decoder: DecoderConfig = DecoderConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

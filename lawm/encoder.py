@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lawm.config import ClipSpec, EncoderConfig, LawmError, PixelsEncoder, TimmEncoder, VJepa2Encoder
 from lawm.layers import Block, grid_positions, patchify, rope_tables
@@ -21,7 +22,8 @@ class Encoder(nn.Module):
     """What every encoder is: frozen, in eval mode for good, uint8 frames in, raw states out.
 
     `state_width` D and `tokens` N describe a state; `frames_per_state` is the tubelet length (1 for an
-    image backbone). `forward` never lets a state depend on a frame after it.
+    image backbone). No state depends on a frame after it. `encode` is `forward` with gradients, for a copy
+    whose weights learn (lawm/fine_tune.py).
     """
 
     state_width: int
@@ -37,6 +39,18 @@ class Encoder(nn.Module):
 
     def train(self, mode: bool = True) -> "Encoder":
         return super().train(False)
+
+    def encode(self, frames_BFCHW: Tensor) -> Tensor:
+        """frames [B, F, 3, S, S] uint8 -> states [B, T, N, D], T = F / frames_per_state."""
+        raise TypeError(f"{type(self).__name__} makes no states")
+
+    @torch.no_grad()
+    def forward(self, frames_BFCHW: Tensor) -> Tensor:
+        """frames [B, F, 3, S, S] uint8 -> states [B, T, N, D], without gradients."""
+        return self.encode(frames_BFCHW)
+
+    def checkpoint_activations(self) -> None:
+        """From now on keeps less for the backward pass and computes it again. Raises LawmError if it cannot."""
 
     def normalized(self, frames_BFCHW: Tensor) -> Tensor:
         """uint8 in [0, 255] -> float with the encoder's own mean and std, on the frames' device."""
@@ -65,8 +79,7 @@ class PixelStates(Encoder):
         self.state_width = 3 * config.patch**2
         self.tokens = (clip.size // config.patch) ** 2
 
-    @torch.no_grad()
-    def forward(self, frames_BFCHW: Tensor) -> Tensor:
+    def encode(self, frames_BFCHW: Tensor) -> Tensor:
         """frames [B, F, 3, S, S] uint8 -> states [B, F, N, D]."""
         return patchify(self.normalized(frames_BFCHW), self.patch)
 
@@ -83,7 +96,7 @@ class TimmStates(Encoder):
         super().__init__(data["mean"], data["std"])
         # Depthwise convolutions run two to three times as fast in this layout, on CPUs and on GPUs.
         self.backbone = backbone.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        self.stage = config.stage
+        self.stage, self.name = config.stage, config.model
         self.timm_version = timm.__version__
         try:
             with torch.no_grad():
@@ -114,8 +127,15 @@ class TimmStates(Encoder):
             return found
         return hashlib.blake2b(f"{found} stage {self.stage}".encode(), digest_size=8).hexdigest()
 
-    @torch.no_grad()
-    def forward(self, frames_BFCHW: Tensor) -> Tensor:
+    def checkpoint_activations(self) -> None:
+        try:
+            self.backbone.set_grad_checkpointing(True)  # type: ignore[operator]  # timm's, not torch's
+        except (AssertionError, AttributeError) as error:
+            raise LawmError(
+                f"{self.name} has no gradient checkpointing; set fine_tune.gradient_checkpointing=false"
+            ) from error
+
+    def encode(self, frames_BFCHW: Tensor) -> Tensor:
         """frames [B, F, 3, S, S] uint8 -> states [B, F, N, D]."""
         images = self.normalized(frames_BFCHW).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         # On a CPU a few images at a time stay in its cache.
@@ -137,6 +157,7 @@ class VJepa2States(Encoder):
     PATCH, TUBELET = 16, 2
     PRETRAINED_GRID = 16
     """Cells a side of 2.1's position grid: positions of other sizes are stretched to it."""
+    recompute = False
 
     def __init__(self, config: VJepa2Encoder, clip: ClipSpec) -> None:
         super().__init__((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -181,12 +202,19 @@ class VJepa2States(Encoder):
         if self.config.version == "2.1":
             positions[:, 1:] *= (self.PRETRAINED_GRID - 1) / max(math.isqrt(tokens) - 1, 1)
         rope = rope_tables(positions, self.head_dim, tiled=self.config.version == "2.0")
+        block_tokens = tokens if causal else None
         for block in self.blocks:
-            x = block(x, rope, tokens if causal else None)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, block_tokens, use_reentrant=False)
+            else:
+                x = block(x, rope, block_tokens)
         return self.norm(x).unflatten(1, (steps, tokens))
 
+    def checkpoint_activations(self) -> None:
+        self.recompute = True
+
     def encode(self, frames_BFCHW: Tensor) -> Tensor:
-        """As `forward`, with gradients where they are asked for (fine-tuning)."""
+        """frames [B, F, 3, S, S] uint8 -> states [B, T, N, D]; T = F for `duplicate`, else F / 2."""
         frames = self.normalized(frames_BFCHW)
         if self.config.causality == "duplicate":
             frames = frames.repeat_interleave(self.TUBELET, dim=1)
@@ -195,11 +223,6 @@ class VJepa2States(Encoder):
             return self.transform(tubelets, causal=True)
         alone = self.transform(tubelets.flatten(0, 1).unsqueeze(1), causal=False)
         return alone.squeeze(1).unflatten(0, tubelets.shape[:2])
-
-    @torch.no_grad()
-    def forward(self, frames_BFCHW: Tensor) -> Tensor:
-        """frames [B, F, 3, S, S] uint8 -> states [B, T, N, D]; T = F for `duplicate`, else F / 2."""
-        return self.encode(frames_BFCHW)
 
 
 VJEPA2_SIZES = {

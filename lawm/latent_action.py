@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lawm.config import (
+    Adaptive,
     BottleneckConfig,
     Deterministic,
     Discrete,
@@ -33,11 +34,17 @@ from lawm.layers import Block, grid_positions, rope_tables
 
 @dataclass(frozen=True)
 class LatentActions:
-    """z_BTZ for the T-1 transitions (None: no latent at all), what they cost, and figures to log."""
+    """z_BTZ for the T-1 transitions (None: no latent at all), what they cost, and figures to log.
+
+    `rate_B`: nats per transition of each clip, where the bottleneck has a rate. `multiplier_B`: log of the
+    adaptive bottleneck's multipliers, before they are limited.
+    """
 
     z_BTZ: Tensor | None
     penalty: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    rate_B: Tensor | None = None
+    multiplier_B: Tensor | None = None
 
 
 # ---------------------------------------------------------------- inverse dynamics
@@ -141,12 +148,78 @@ class NoisyBottleneck(nn.Module):
         self.config, self.code_width = config, 2 * latent
 
     def forward(self, codes_BTK: Tensor) -> LatentActions:
-        mu, log_variance = codes_BTK.float().chunk(2, dim=-1)
-        log_variance = log_variance.clamp(-20, 10)
-        kl = 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).sum(-1).mean()
-        z = mu + (0.5 * log_variance).exp() * torch.randn_like(mu) if self.training else mu
+        z, mu, kl_BT = gaussian(codes_BTK, self.training)
+        kl = kl_BT.mean()
         metrics = {"kl_nats": kl.detach(), "latent_l1": mu.detach().abs().sum(-1).mean()}
-        return LatentActions(z, self.config.beta * kl, metrics)
+        return LatentActions(z, self.config.beta * kl, metrics, kl_BT.detach().mean(1))
+
+
+def gaussian(codes_BTK: Tensor, sample: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (mu, log sigma^2) -> z [B, T, Z] (drawn, or mu), mu, and KL(q || N(0, I)) in nats, [B, T]."""
+    mu, log_variance = codes_BTK.float().chunk(2, dim=-1)
+    log_variance = log_variance.clamp(-20, 10)
+    kl_BT = 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).sum(-1)
+    z = mu + (0.5 * log_variance).exp() * torch.randn_like(mu) if sample else mu
+    return z, mu, kl_BT
+
+
+class AdaptiveBottleneck(nn.Module):
+    """Noisy latents with a multiplier for each clip: mean_i beta_i KL_i, log beta_i = log start + gain * h(clip).
+
+    h sees how far each channel of the states moves, so that clips that are never seen again have a multiplier
+    too. `dual` trains it: beta_i rises while the clip is better than its target asks for, and falls while it is worse.
+    """
+
+    DUAL = 1e-3
+    """Weight of the dual's gradient: out of sight of the clipping of the primal's, and nothing to Adam."""
+
+    def __init__(self, config: Adaptive, latent: int, state_width: int) -> None:
+        super().__init__()
+        self.config, self.code_width = config, 2 * latent
+        self.multiplier = nn.Sequential(nn.Linear(state_width, config.hidden), nn.GELU())
+        self.multiplier.append(nn.Linear(config.hidden, 1))
+        for parameter in self.multiplier[2].parameters():
+            nn.init.zeros_(parameter)
+
+    def log_multiplier(self, states_BTND: Tensor) -> Tensor:
+        """log beta of each clip, [B], not yet limited to [least, most]."""
+        with torch.autocast(states_BTND.device.type, enabled=False):
+            states = states_BTND.detach().float()
+            moved = (states[:, 1:] - states[:, :-1]).abs().mean(dim=(1, 2)).log1p()
+            h = self.multiplier(moved).squeeze(-1)
+        return math.log(self.config.start) + self.config.gain * h
+
+    def forward(self, codes_BTK: Tensor, states_BTND: Tensor) -> LatentActions:
+        z, mu, kl_BT = gaussian(codes_BTK, self.training)
+        rate = kl_BT.mean(1)
+        raw = self.log_multiplier(states_BTND)
+        beta = raw.detach().clamp(math.log(self.config.least), math.log(self.config.most)).exp()
+        metrics = {
+            "kl_nats": rate.detach().mean(),
+            "latent_l1": mu.detach().abs().sum(-1).mean(),
+            "multiplier": beta.log().mean().exp(),
+            "multiplier_spread": beta.log().std(correction=0),
+        }
+        return LatentActions(z, (beta * rate).mean(), metrics, rate, raw)
+
+    def dual(self, latents: LatentActions, error_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """A term of value 0 whose gradient moves the multipliers, and figures to log; `error_B`: each clip's L1.
+
+        A multiplier that would leave its limits is drawn back to them.
+        """
+        c = self.config
+        assert latents.rate_B is not None and latents.multiplier_B is not None
+        found = latents.rate_B if c.constraint == "rate" else error_B
+        excess = (found.detach().float().clamp_min(1e-12) / c.target).log().clamp(-3, 3)
+        up = excess if c.constraint == "rate" else -excess
+        raw = latents.multiplier_B
+        limited = raw.detach().clamp(math.log(c.least), math.log(c.most))
+        beyond = raw.detach() - limited
+        stuck = beyond * up > 0
+        up = torch.where(stuck, -beyond, up)
+        ascent = -(raw * up).mean() * self.DUAL
+        figures = {"target_missed": excess.abs().mean(), "at_limit": stuck.float().mean()}
+        return ascent - ascent.detach(), figures
 
 
 class DiscreteBottleneck(nn.Module):
@@ -221,16 +294,18 @@ class UnconstrainedBottleneck(nn.Module):
         return LatentActions(codes_BTK, codes_BTK.new_zeros(()), metrics)
 
 
-Bottleneck = SparseBottleneck | NoisyBottleneck | DiscreteBottleneck | UnconstrainedBottleneck
+Bottleneck = SparseBottleneck | NoisyBottleneck | AdaptiveBottleneck | DiscreteBottleneck | UnconstrainedBottleneck
 
 
-def build_bottleneck(config: BottleneckConfig, latent: int) -> Bottleneck:
+def build_bottleneck(config: BottleneckConfig, latent: int, state_width: int) -> Bottleneck:
     """The bottleneck of that config; it names the `code_width` that it wants from the IDM."""
     match config:
         case Sparse():
             return SparseBottleneck(config, latent)
         case Noisy():
             return NoisyBottleneck(config, latent)
+        case Adaptive():
+            return AdaptiveBottleneck(config, latent, state_width)
         case Discrete():
             return DiscreteBottleneck(config, latent)
         case Unconstrained():
@@ -265,7 +340,7 @@ class LatentActionModel(nn.Module):
                 self.register_buffer("action_std", torch.ones(width))
                 self.embed = nn.Linear(width, config.latent_dim)
             case other:
-                self.bottleneck = build_bottleneck(other, config.latent_dim)
+                self.bottleneck = build_bottleneck(other, config.latent_dim, state_width)
                 self.idm = build_inverse_dynamics(config.idm, state_width, self.bottleneck.code_width)
 
     def forward(self, states_BTND: Tensor, actions_BTA: Tensor | None = None) -> LatentActions:
@@ -278,7 +353,10 @@ class LatentActionModel(nn.Module):
                 raise ValueError("a world model on true actions needs labelled clips (data.labels)")
             return LatentActions(self.embed(actions_BTA / self.action_std), zero)
         assert self.idm is not None and self.bottleneck is not None
-        return self.bottleneck(self.idm(states_BTND))
+        codes = self.idm(states_BTND)
+        if isinstance(self.bottleneck, AdaptiveBottleneck):
+            return self.bottleneck(codes, states_BTND)
+        return self.bottleneck(codes)
 
 
 # ---------------------------------------------------------------- over ranks
@@ -332,6 +410,8 @@ def collapse_warning(metrics: Mapping[str, float]) -> str:
         )
     if metrics.get("kl_nats", math.inf) < 0.1:
         nats = f"{metrics['kl_nats']:.3f} nats"
+        if "multiplier" in metrics:
+            return f"the target is met by latents that hold next to nothing ({nats}): change model.bottleneck.target"
         return f"the noisy latents hold next to nothing ({nats}): train longer, or lower model.bottleneck.beta"
     if "vcm_variance" in metrics and metrics.get("effective_rank", math.inf) < 1.2:
         return (

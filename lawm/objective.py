@@ -3,6 +3,8 @@
 Legend: B batch, F frames, T states, N tokens, D state width, Z latent width, A action width.
 """
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lawm.config import Config, LawmError, PixelsEncoder
+from lawm.config import Config, FineTuneConfig, LawmError, PixelsEncoder
 from lawm.controller import Controller
 from lawm.decoder import Decoder
 from lawm.encoder import Encoder, StateNorm, check_keys, load_encoder
-from lawm.latent_action import DiscreteBottleneck, LatentActionModel, LatentActions
+from lawm.fine_tune import FineTuning, collapsing
+from lawm.latent_action import AdaptiveBottleneck, DiscreteBottleneck, LatentActionModel, LatentActions
 from lawm.layers import unpatchify
 from lawm.world_model import WorldModel
 
@@ -46,12 +49,16 @@ class ClipBatch:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What is minimised (`total`), its parts, and detached figures to log."""
+    """What is minimised (`total`), its parts, and detached figures to log.
+
+    `states`: of a learning encoder and of the original, normalised and detached.
+    """
 
     prediction: Tensor
     penalty: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
     latents: Tensor | None = None
+    states: tuple[Tensor, Tensor] | None = None
 
     @property
     def total(self) -> Tensor:
@@ -88,18 +95,39 @@ class Objective(nn.Module):
         """Upkeep after an optimiser step; returns figures to log."""
         return {}
 
+    def learning_rates(self) -> dict[str, float]:
+        """Prefixes of parameter names that AdamW has at a learning rate of their own."""
+        return {}
+
+    def trouble(self, metrics: dict[str, float]) -> str:
+        """Why the run has to stop, by its figures; else empty."""
+        return ""
+
     def forward(self, batch: ClipBatch) -> LossTerms:
         raise TypeError(f"{type(self).__name__} has no loss")
 
 
 class LatentActionObjective(Objective):
-    """mean |s_{t+1} - p(s_0..t, z_t)| plus the bottleneck's penalty, by teacher forcing over the clip."""
+    """mean |s_{t+1} - p(s_0..t, z_t)| plus the bottleneck's penalty, by teacher forcing over the clip.
+
+    With `fine_tune` on, `encoder` is a copy of its own that follows the learning one; `learns=False` leaves the
+    learning one out, for a model that is only used.
+    """
 
     kind = "latent_action"
 
-    def __init__(self, config: Config, encoder: Encoder | None = None) -> None:
+    def __init__(self, config: Config, encoder: Encoder | None = None, learns: bool = True) -> None:
         super().__init__()
         self.encoder = encoder if encoder is not None else load_encoder(config.encoder, config.data.clip)
+        self.encoder_fingerprint = self.encoder.fingerprint
+        """Of the encoder that the config names, whatever fine-tuning has made of it."""
+        self.fine_tuned = config.fine_tune.target != "off"
+        self.fine_tuning: FineTuning | None = None
+        if self.fine_tuned:
+            original, said = self.encoder, self.encoder.fingerprint()
+            self.encoder_fingerprint = lambda: said
+            self.encoder = copy.deepcopy(original)
+            self.fine_tuning = FineTuning(config.fine_tune, original, config.data.clip) if learns else None
         width, model = self.encoder.state_width, config.model
         self.state_norm = StateNorm(config.encoder.normalize_states, width)
         self.latent_action = LatentActionModel(model, width)
@@ -116,11 +144,11 @@ class LatentActionObjective(Objective):
         """Frames of a clip that make one state: a tubelet's, fewer where the clip repeats its frames."""
         return max(self.encoder.frames_per_state // self.duplicate, 1)
 
-    def encode(self, frames_BFCHW: Tensor) -> Tensor:
-        """uint8 frames -> raw states, one of `frames_per_state` frames."""
+    def encode(self, frames_BFCHW: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """uint8 frames -> raw states, one of `frames_per_state` frames; by another `network` than the encoder."""
         if self.duplicate > 1:
             frames_BFCHW = frames_BFCHW.repeat_interleave(self.duplicate, dim=1)
-        states = self.encoder(frames_BFCHW)
+        states = (network or self.encoder)(frames_BFCHW)
         if self.duplicate > 1 and self.encoder.frames_per_state == 1:
             states = states[:, :: self.duplicate]
         return states
@@ -150,22 +178,58 @@ class LatentActionObjective(Objective):
         """Latent actions of normalised states."""
         return self.latent_action(states_BTND, actions_BTA)
 
+    def rebuilt(self) -> tuple[str, ...]:
+        return ("fine_tuning.original.",) if self.fine_tuned else ("encoder.",)
+
+    def learning_rates(self) -> dict[str, float]:
+        return {"fine_tuning.online.": self.fine_tuning.config.lr} if self.fine_tuning is not None else {}
+
+    def trouble(self, metrics: dict[str, float]) -> str:
+        return collapsing(metrics, self.fine_tuning.config) if self.fine_tuning is not None else ""
+
+    def _learning_states(self, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """States of the learning encoder with gradients, those to predict, and the original's."""
+        frames, tuning = batch.frames_BFCHW, self.fine_tuning
+        assert tuning is not None
+        if frames is None:
+            raise LawmError("fine_tune learns from frames: train it from videos, not from a state cache")
+        states = self.state_norm(self.encode(frames, tuning.online.encode))
+        targets = self.states(batch) if tuning.config.target == "ema" else states
+        return states, targets, self.state_norm(self.encode(frames, tuning.original))
+
     def forward(self, batch: ClipBatch) -> LossTerms:
-        states = self.states(batch)
+        original = None
+        if self.training and self.fine_tuning is not None:
+            states, targets, original = self._learning_states(batch)
+        else:
+            states = targets = self.states(batch)
         latents = self.infer(states, batch.actions_BTA)
         z = latents.z_BTZ
         if z is not None and self.training and self.action_dropout > 0:
             keep = torch.rand(*z.shape[:2], 1, device=z.device) >= self.action_dropout
             z = z * keep
         predicted = self.world_model(states[:, :-1], z)
-        prediction = (predicted.float() - states[:, 1:]).abs().mean()
+        error = (predicted.float() - targets[:, 1:]).abs()
+        prediction, penalty = error.mean(), latents.penalty
         metrics = {"prediction": prediction.detach(), **latents.metrics}
+        bottleneck = self.latent_action.bottleneck
+        if isinstance(bottleneck, AdaptiveBottleneck):
+            dual, figures = bottleneck.dual(latents, error.detach().mean(dim=(1, 2, 3)))
+            penalty, metrics = penalty + dual, metrics | figures
         with torch.no_grad():
-            metrics["copy_last_state"] = (states[:, 1:] - states[:, :-1]).abs().mean()
+            metrics["copy_last_state"] = (targets[:, 1:] - targets[:, :-1]).abs().mean()
         kept = latents.z_BTZ.detach().flatten(0, 1) if latents.z_BTZ is not None else None
-        return LossTerms(prediction, latents.penalty, metrics, kept)
+        both = None
+        if original is not None and self.fine_tuning is not None:
+            distillation = self.fine_tuning.distillation(states, original)
+            penalty = penalty + distillation
+            metrics["distillation"] = distillation.detach()
+            both = states.detach(), original
+        return LossTerms(prediction, penalty, metrics, kept, both)
 
     def maintain(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:
+        if self.fine_tuning is not None:
+            self.fine_tuning.follow(self.encoder)
         bottleneck = self.latent_action.bottleneck
         if isinstance(bottleneck, DiscreteBottleneck):
             return {"codes_reset": float(bottleneck.maintain(optimizer_state))}
@@ -294,9 +358,9 @@ def parameter_counts(config: Config) -> dict[str, int]:
     if not isinstance(encoder, PixelsEncoder):
         encoder = encoder.model_copy(update={"weights": "random"})
     with torch.device("meta"):
-        model = LatentActionObjective(config.model_copy(update={"encoder": encoder}))
+        model = LatentActionObjective(config.model_copy(update={"encoder": encoder, "fine_tune": FineTuneConfig()}))
     parts = {
-        "encoder (frozen)": model.encoder,
+        f"encoder ({'frozen' if config.fine_tune.target == 'off' else 'learns'})": model.encoder,
         "inverse dynamics": model.latent_action.idm,
         "bottleneck": model.latent_action.bottleneck,
         "world model": model.world_model,

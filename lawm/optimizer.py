@@ -1,6 +1,7 @@
 """Muon for 2-D hidden weights, AdamW for the rest; linear warm-up, then cosine to 0 (spec section 4)."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from lawm.config import OptimizerConfig
 
 # Embeddings, heads and codebooks are 2-D but not hidden: AdamW has them, as in Jordan et al. 2024.
-NOT_HIDDEN = ("embed", "head", "codebook", "embed_state", "query")
+NOT_HIDDEN = ("embed", "head", "codebook", "embed_state", "query", "multiplier")
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -24,28 +25,39 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 class Optimizer:
     """Both optimisers as one: step, zero_grad, and a state keyed by parameter name.
 
+    `rates`: learning rates of parameters whose names start so; AdamW has them.
     Named state makes a checkpoint independent of parameter order and of the number of ranks.
     """
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig, steps: int) -> None:
+    def __init__(
+        self, module: nn.Module, config: OptimizerConfig, steps: int, rates: Mapping[str, float] | None = None
+    ) -> None:
         self.config, self.steps = config, steps
         self.names = {p: n for n, p in module.named_parameters() if p.requires_grad}
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = []
+        apart = {
+            p: rate for p, n in self.names.items() for prefix, rate in (rates or {}).items() if n.startswith(prefix)
+        }
         hidden = [p for p, n in self.names.items() if p.ndim == 2 and not set(n.split(".")) & set(NOT_HIDDEN)]
+        hidden = [p for p in hidden if p not in apart]
         hidden = hidden if config.muon_lr > 0 else []
         chosen = set(hidden)
-        rest = [p for p in self.names if p not in chosen]
-        self.parts: list[tuple[torch.optim.Optimizer, float]] = []
+        rest = [p for p in self.names if p not in chosen and p not in apart]
         if hidden:
             muon = torch.optim.Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay)
             self.parts.append((muon, config.muon_lr))
         if rest:
-            decayed = [p for p in rest if p.ndim >= 2]
-            groups = [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-            ]
-            adamw = torch.optim.AdamW(groups, lr=config.adamw_lr, betas=config.betas)
-            self.parts.append((adamw, config.adamw_lr))
+            self.parts.append((self._adamw(rest, config.adamw_lr), config.adamw_lr))
+        for rate in sorted(set(apart.values())):
+            self.parts.append((self._adamw([p for p, r in apart.items() if r == rate], rate), rate))
+
+    def _adamw(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.AdamW:
+        """AdamW whose weight decay leaves biases and gains alone."""
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=rate, betas=self.config.betas)
 
     def learning_rate(self, step: int) -> float:
         """The AdamW learning rate at that step."""

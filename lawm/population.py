@@ -34,6 +34,8 @@ def check_population(configs: list[Config]) -> None:
     """Raises LawmError where configs differ in more than `model` and `optimizer`, or none is given."""
     if not configs:
         raise LawmError("a population needs at least one member")
+    if any(config.fine_tune.target != "off" for config in configs):
+        raise LawmError("a population shares its encoder, and fine_tune trains one: train it in a run of its own")
     labelled = [config.model.bottleneck.kind == "true_actions" for config in configs]
     if any(labelled) and not all(labelled):
         raise LawmError("true_actions needs labelled clips, the other bottlenecks do not: train it in a run of its own")
@@ -58,7 +60,7 @@ def train_population(setups: list[Setup], configs: list[Config], batches: Batche
     """Trains K latent action models in step. `batches` and `reports` are as for `lawm.train.train`.
 
     Raises LawmError where the configs differ elsewhere than in model and optimiser, or the members' newest
-    checkpoints stand at different steps.
+    checkpoints stand at different steps; and, once the others are done, what stopped a member.
     """
     check_population(configs)
     trainers = [Trainer(setup.objective, config, setup.resume) for setup, config in zip(setups, configs, strict=True)]
@@ -69,15 +71,25 @@ def train_population(setups: list[Setup], configs: list[Config], batches: Batche
             f"the members of the population stand at steps {stand}: remove their folders, or train them singly"
         )
     stream = batches(lead.cursor)
+    stopped: dict[int, str] = {}
     for step in range(lead.first, lead.loop.steps):
         began = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - began
         batch = encoded_batch(lead, batch)
-        for trainer, setup, report in zip(trainers, setups, reports, strict=True):
-            trainer.step(step, batch, waited)
-            if trainer.reports(step + 1):
-                report_step(trainer, step + 1, report, setup.validation, None, setup.extra)
+        for i, (trainer, setup, report) in enumerate(zip(trainers, setups, reports, strict=True)):
+            if i in stopped:
+                continue
+            try:
+                trainer.step(step, batch, waited)
+                if trainer.reports(step + 1):
+                    report_step(trainer, step + 1, report, setup.validation, None, setup.extra)
+            except LawmError as error:  # this member's own trouble
+                stopped[i] = str(error)
+        if len(stopped) == len(trainers):
+            break
+    if stopped:
+        raise LawmError("; ".join(f"member {i}: {why}" for i, why in stopped.items()))
 
 
 def prepare_population(configs: list[Config], runs: list[str]) -> list[Setup]:

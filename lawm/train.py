@@ -32,6 +32,7 @@ from lawm.checkpoint import (
 from lawm.clips import BadClip, ClipReader, first_clips, open_reader
 from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, differing_fields, parse_config
 from lawm.encoder import Encoder
+from lawm.fine_tune import state_health
 from lawm.latent_action import effective_rank
 from lawm.layers import Block
 from lawm.objective import (
@@ -94,7 +95,8 @@ class Trainer:
         self.rank, self.world = rank_and_world()
         self.device = pick_device()
         self.objective = objective.to(self.device)
-        self.optimizer = Optimizer(objective, optimizer_config, self.loop.steps)
+        self.optimizer = Optimizer(objective, optimizer_config, self.loop.steps, objective.learning_rates())
+        self.fingerprint = model_of(objective).encoder_fingerprint()
         self.cursor, self.first = Cursor(), 0
         if resume is not None:
             weights = {k: v.to(self.device) for k, v in resume.weights.items()}
@@ -108,10 +110,11 @@ class Trainer:
             ids = [self.device] if self.device.type == "cuda" else None
             self.module = nn.parallel.DistributedDataParallel(objective, device_ids=ids)
         self.module.train()
-        self.fingerprint = model_of(objective).encoder.fingerprint()
         self.bad_steps = 0
+        self._first_loss, self._reports_above = math.inf, 0
         self._consumed: list[int] = []
         self._latents: torch.Tensor | None = None
+        self._states: tuple[torch.Tensor, torch.Tensor] | None = None
         self._window = _Window()
 
     def step(self, step: int, batch: ClipBatch, waited: float = 0.0) -> None:
@@ -128,7 +131,7 @@ class Trainer:
         if finite:
             norm = self.optimizer.clip_gradients()  # the same on all ranks
             finite = bool(torch.isfinite(norm))
-        self._latents = terms.latents if finite else None
+        self._latents, self._states = (terms.latents, terms.states) if finite else (None, None)
         if not finite:
             self._skip(step)
             return
@@ -162,7 +165,23 @@ class Trainer:
         }
         if self._latents is not None and self._latents.shape[1] > 1:
             metrics["effective_rank"] = effective_rank(self._latents[:4096].cpu())
+        if self._states is not None:
+            metrics |= mean_over_ranks(state_health(*self._states))
         return metrics
+
+    def trouble(self, metrics: dict[str, float]) -> str:
+        """Why the run has to stop, by figures that are the same on every rank; else empty."""
+        loss = metrics.get("prediction", 0.0)
+        if self._first_loss == math.inf:
+            self._first_loss = loss
+        limit = self.loop.diverged_above * self._first_loss
+        self._reports_above = self._reports_above + 1 if limit > 0 and loss > limit else 0
+        if self._reports_above == 3:
+            return (
+                f"the prediction loss has diverged: {loss:.3g}, and {self._first_loss:.3g} at first "
+                f"(train.diverged_above = {self.loop.diverged_above:g}); lower optimizer.muon_lr and optimizer.adamw_lr"
+            )
+        return self.objective.trouble(metrics)
 
     def checkpoint(
         self, done: int, metrics: dict[str, float], parent: dict[str, str] | None, extra: dict[str, Any] | None
@@ -229,14 +248,20 @@ def report_step(
     parent: dict[str, str] | None,
     extra: dict[str, Any] | None,
 ) -> None:
-    """Figures, and where one is due a checkpoint with its validation loss, to `report`."""
+    """Figures, and where one is due a checkpoint with its validation loss, to `report`.
+
+    Raises LawmError, after the figures are reported and without a checkpoint, where the run has to stop.
+    """
     metrics = trainer.metrics(done)
     checkpoint = None
-    if trainer.saves(done):
+    trouble = trainer.trouble(metrics)
+    if trainer.saves(done) and not trouble:
         if validation:
             metrics |= validate(trainer.objective, validation, trainer.device, trainer.loop.precision)
         checkpoint = trainer.checkpoint(done, metrics, parent, extra)
     report(done, metrics, checkpoint)
+    if trouble:
+        raise LawmError(f"stopped at step {done}: {trouble}")
 
 
 @torch.no_grad()
@@ -275,6 +300,17 @@ def _from_all_ranks(positions: list[int]) -> list[int]:
     return [p for part in parts for p in part]
 
 
+def mean_over_ranks(figures: dict[str, float]) -> dict[str, float]:
+    """Each figure's mean over all ranks, which all have the same names."""
+    if not dist.is_initialized() or dist.get_world_size() == 1 or not figures:
+        return figures
+    names = sorted(figures)
+    device = pick_device() if dist.get_backend() == "nccl" else "cpu"
+    values = torch.tensor([figures[n] for n in names], device=device)
+    dist.all_reduce(values)
+    return dict(zip(names, (values / dist.get_world_size()).tolist(), strict=True))
+
+
 class _Window:
     """Means over the steps since the last log line; averaged over ranks when flushed."""
 
@@ -296,14 +332,7 @@ class _Window:
 
     def flush(self) -> dict[str, float]:
         now = time.perf_counter()
-        means = {k: float(v) / max(self.steps, 1) for k, v in self.sums.items()}
-        if dist.is_initialized() and dist.get_world_size() > 1 and means:
-            names = sorted(means)
-            values = torch.tensor(
-                [means[n] for n in names], device=pick_device() if dist.get_backend() == "nccl" else "cpu"
-            )
-            dist.all_reduce(values)
-            means = dict(zip(names, (values / dist.get_world_size()).tolist(), strict=True))
+        means = mean_over_ranks({k: float(v) / max(self.steps, 1) for k, v in self.sums.items()})
         means["clips_per_second"] = self.clips / max(now - self.began, 1e-9)
         means["waited_seconds"] = self.waited
         self.sums, self.steps, self.clips, self.waited, self.began = {}, 0, 0, 0.0, now
@@ -421,11 +450,13 @@ def prepare(config: Config, kind: str, run: str, parent: str | None = None, enco
     torch.manual_seed(loop.seed)
     objective, on = build_objective(config, kind, parent, extra.get("action_dim"), encoder)
     if reader.cache is not None:
+        if model_of(objective).fine_tuning is not None:
+            raise LawmError("fine_tune learns from frames: train it from videos, not from a state cache")
         reader.cache.check(config, model_of(objective).encoder.fingerprint())
     newest = newest_checkpoint(run)
     resume = load_checkpoint(newest, optimizer=True) if newest else None
     if resume is not None:
-        check_encoder(resume, model_of(objective).encoder, newest or run)
+        check_encoder(resume, model_of(objective), newest or run)
     if resume is None and objective.calibrates:
         objective.calibrate(collate(first_clips(reader, CALIBRATION_CLIPS)))
     validation = None

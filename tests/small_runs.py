@@ -16,7 +16,7 @@ from lawm.sampling import Cursor
 from lawm.shards import list_videos, rows_to_table, write_index
 from lawm.train import RunWriter, local_report, train
 
-BOTTLENECKS = ("sparse", "noisy", "discrete", "none", "deterministic", "true_actions")
+BOTTLENECKS = ("sparse", "noisy", "adaptive", "discrete", "none", "deterministic", "true_actions")
 
 
 def tiny_with(**fields: Any) -> Config:
@@ -135,6 +135,22 @@ def sparse_config() -> Config:
     return tiny_kind("sparse", model__bottleneck__lambda_l1=0.1, train__batch=8)
 
 
+def adaptive_config() -> Config:
+    return tiny_kind("adaptive", model__bottleneck__target=0.05, train__batch=8)
+
+
+def fine_tuned_config(**fields: Any) -> Config:
+    """The tiny recipe on a small V-JEPA 2 of random weights that learns, without drawn latents."""
+    encoder = {"kind": "vjepa2", "size": "tiny", "weights": "random", "causality": "duplicate"}
+    return tiny_with(**{"encoder": encoder, "model__bottleneck__kind": "none", "fine_tune__target": "ema"} | fields)
+
+
+def without_noise(objective: LatentActionObjective) -> LatentActionObjective:
+    """Latents as in evaluation: ranks draw noise of their own, which a single process cannot repeat."""
+    objective.latent_action.eval()
+    return objective
+
+
 def gradients(objective: torch.nn.Module) -> dict[str, np.ndarray]:
     return {n: p.grad.numpy().copy() for n, p in objective.named_parameters() if p.grad is not None}
 
@@ -148,18 +164,24 @@ def rank_main(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     found: dict[str, Any] = {}
 
-    config = sparse_config()
+    for kind, config in {"sparse": sparse_config(), "adaptive": adaptive_config()}.items():
+        objective = without_noise(new_objective(config))
+        batch = made_batch(range(rank * 8 // world, (rank + 1) * 8 // world), config)
+        parallel = DistributedDataParallel(objective)  # has to outlive the backward pass
+        terms = parallel(batch)
+        terms.total.backward()
+        figures = {"prediction": terms.prediction.item(), "penalty": terms.penalty.item()}
+        found[kind] = {**figures, "gradients": gradients(objective)}
+
+    config = fine_tuned_config(train__batch=8, train__steps=3, train__checkpoint_every=3, train__log_every=1)
+    seen: list[dict[str, float]] = []
     objective = new_objective(config)
-    batch = made_batch(range(rank * 8 // world, (rank + 1) * 8 // world), config)
-    parallel = DistributedDataParallel(objective)  # has to outlive the backward pass
-    terms = parallel(batch)
-    terms.total.backward()
-    figures = {"prediction": terms.prediction.item(), "penalty": terms.penalty.item()}
-    found["sparse"] = {**figures, "gradients": gradients(objective)}
+    train(objective, made_batches(config, rank, world), config, lambda step, m, c: seen.append(m))
+    found["fine_tuned"] = {"weights": objective.kept(), "metrics": seen}
 
     config = tiny_kind("discrete", train__batch=8, train__steps=3, train__checkpoint_every=3, train__log_every=1)
     objective = new_objective(config)
-    seen: list[dict[str, float]] = []
+    seen = []
     train(objective, made_batches(config, rank, world), config, lambda step, m, c: seen.append(m))
     bottleneck: Any = objective.latent_action.bottleneck
     found["discrete"] = {"codebook": bottleneck.codebook.detach(), "unused_for": bottleneck.unused_for, "metrics": seen}

@@ -30,6 +30,7 @@ ORDER = [
     "layers",
     "encoder",
     "latent_action",
+    "fine_tune",
     "world_model",
     "decoder",
     "controller",

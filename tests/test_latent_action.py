@@ -7,7 +7,17 @@ import pytest
 import small_runs
 import torch
 import torch.multiprocessing
-from small_runs import gradients, made_batch, made_batches, new_objective, sparse_config, tiny_kind
+from small_runs import (
+    adaptive_config,
+    fine_tuned_config,
+    gradients,
+    made_batch,
+    made_batches,
+    new_objective,
+    sparse_config,
+    tiny_kind,
+    without_noise,
+)
 from torch import Tensor, nn
 
 from lawm.config import Discrete, MlpIDM, Noisy, Sparse, TransformerIDM
@@ -222,13 +232,13 @@ def test_a_code_is_reseeded_after_so_many_unused_latents_and_its_moments_are_cle
 # ---------------------------------------------------------------- the others
 def test_no_bottleneck_passes_codes_and_every_kind_names_its_code_width() -> None:
     codes = torch.randn(2, 3, 6)
-    out = build_bottleneck(tiny_kind("none").model.bottleneck, 6)(codes)
+    out = build_bottleneck(tiny_kind("none").model.bottleneck, 6, 4)(codes)
     assert torch.equal(out.z_BTZ, codes) and float(out.penalty) == 0
-    for kind, width in (("sparse", 6), ("noisy", 12), ("discrete", 6), ("none", 6)):
-        assert build_bottleneck(tiny_kind(kind).model.bottleneck, 6).code_width == width
+    for kind, width in (("sparse", 6), ("noisy", 12), ("adaptive", 12), ("discrete", 6), ("none", 6)):
+        assert build_bottleneck(tiny_kind(kind).model.bottleneck, 6, 4).code_width == width
     for kind in ("deterministic", "true_actions"):
         with pytest.raises(TypeError, match=kind):
-            build_bottleneck(tiny_kind(kind).model.bottleneck, 6)
+            build_bottleneck(tiny_kind(kind).model.bottleneck, 6, 4)
 
 
 def test_collapsed_latents_are_said_with_the_remedy() -> None:
@@ -239,7 +249,7 @@ def test_collapsed_latents_are_said_with_the_remedy() -> None:
     assert "beta" in collapse_warning({"kl_nats": 0.01, "effective_rank": 30.0})
     assert collapse_warning({"kl_nats": 40.0, "effective_rank": 26.9}) == ""
     alike = tiny_kind("discrete")
-    bottleneck = build_bottleneck(alike.model.bottleneck, alike.model.latent_dim)
+    bottleneck = build_bottleneck(alike.model.bottleneck, alike.model.latent_dim, 4)
     metrics = bottleneck(torch.ones(2, 3, alike.model.latent_dim)).metrics
     assert "reset_after" in collapse_warning({k: float(v) for k, v in metrics.items()})
 
@@ -259,21 +269,27 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(2)]
 
 
-def test_two_ranks_give_the_loss_and_gradients_of_one_with_all_clips(two_ranks: list[dict[str, Any]]) -> None:
-    config = sparse_config()
-    objective = new_objective(config)
+@pytest.mark.parametrize("kind", ["sparse", "adaptive"])
+def test_two_ranks_give_the_loss_and_gradients_of_one_with_all_clips(
+    two_ranks: list[dict[str, Any]], kind: str
+) -> None:
+    config = {"sparse": sparse_config, "adaptive": adaptive_config}[kind]()
+    objective = without_noise(new_objective(config))
     terms = objective(made_batch(range(8), config))
     terms.total.backward()
-    first, second = (found["sparse"] for found in two_ranks)
-    assert (
-        first["penalty"] == pytest.approx(terms.penalty.item(), rel=1e-5) == pytest.approx(second["penalty"], rel=1e-5)
-    )
+    first, second = (found[kind] for found in two_ranks)
+    assert (first["penalty"] + second["penalty"]) / 2 == pytest.approx(terms.penalty.item(), rel=1e-5)
+    if kind == "sparse":
+        assert first["penalty"] == second["penalty"]  # of the global batch
     assert (first["prediction"] + second["prediction"]) / 2 == pytest.approx(terms.prediction.item(), rel=1e-5)
     ours = gradients(objective)
     assert set(ours) == set(first["gradients"])
     for name, gradient in ours.items():
         np.testing.assert_allclose(first["gradients"][name], gradient, rtol=2e-4, atol=1e-6, err_msg=name)
         np.testing.assert_array_equal(first["gradients"][name], second["gradients"][name], err_msg=name)
+    if kind == "adaptive":
+        assert any("multiplier" in name and np.abs(g).max() > 0 for name, g in ours.items())
+        return
     # The test can fail: a rank's own statistics give another penalty.
     alone = objective(made_batch(range(4), config)).penalty
     assert abs(alone.item() - first["penalty"]) > 1e-4
@@ -290,6 +306,20 @@ def test_two_ranks_keep_one_codebook_and_count_use_over_both(two_ranks: list[dic
     for name in ("perplexity", "used_share", "codes_reset", "loss"):
         assert first["metrics"][0][name] == pytest.approx(seen[0][name], rel=1e-4), name
         assert first["metrics"][0][name] == second["metrics"][0][name], name
+
+
+def test_two_ranks_train_one_encoder(two_ranks: list[dict[str, Any]]) -> None:
+    config = fine_tuned_config(train__batch=8, train__steps=3, train__checkpoint_every=3, train__log_every=1)
+    objective = new_objective(config)
+    seen: list[dict[str, float]] = []
+    train(objective, made_batches(config), config, lambda step, m, c: seen.append(m))
+    first, second = (found["fine_tuned"] for found in two_ranks)
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name
+    for ours, theirs in zip(seen, first["metrics"], strict=True):
+        for name in ("loss", "distillation"):
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-3, abs=1e-7), name
+    assert [m["state_std"] for m in first["metrics"]] == [m["state_std"] for m in second["metrics"]]
 
 
 def test_a_bad_clip_on_one_rank_is_skipped_on_both(two_ranks: list[dict[str, Any]]) -> None:

@@ -23,6 +23,7 @@ FIGURES = [
     Figure("deterministic_error", "deterministic", control="deterministic"),
     Figure("zero_latents_error", "zero", control="zero latents"),
     Figure("shuffled_latents_error", "shuffled", control="shuffled latents"),
+    Figure("rate_nats", "rate", unit="nats"),
     Figure("none_error", "unconstrained", control="unconstrained"),
 ]
 
@@ -47,10 +48,11 @@ def evaluate(
     """
     states = model.states(batch)
     after = states[:, 1:]
-    z = model.infer(states, batch.actions_BTA).z_BTZ
+    latents = model.infer(states, batch.actions_BTA)
+    z = latents.z_BTZ
 
-    def one_step(latents: Tensor | None) -> np.ndarray:
-        return per_clip_error(model.world_model(states[:, :-1], latents), after)
+    def one_step(actions: Tensor | None) -> np.ndarray:
+        return per_clip_error(model.world_model(states[:, :-1], actions), after)
 
     steps = states.shape[1] - context
     unrolled = model.world_model.rollout(states[:, :context], z, steps)
@@ -60,6 +62,8 @@ def evaluate(
         "unrolled_last": per_clip_error(unrolled[:, -1], states[:, -1]),
         "copy": per_clip_error(states[:, :-1], after),
     }
+    if latents.rate_B is not None:
+        values["rate"] = latents.rate_B.double().cpu().numpy()
     if z is not None:
         partner = torch.from_numpy(derange(len(states), seed)).to(z.device)
         values |= {"zero": one_step(torch.zeros_like(z)), "shuffled": one_step(z[partner])}
@@ -67,14 +71,14 @@ def evaluate(
         if other is None:
             continue
         theirs = other.states(batch)
-        latents = other.infer(theirs, batch.actions_BTA).z_BTZ
+        their_z = other.infer(theirs, batch.actions_BTA).z_BTZ
 
         def in_our_units(x: Tensor, other: LatentActionObjective = other) -> Tensor:
             kinds = (model.state_norm.kind, other.state_norm.kind)
             return model.state_norm(other.state_norm.inverse(x)) if "channel" in kinds else x
 
-        values[name] = per_clip_error(in_our_units(other.world_model(theirs[:, :-1], latents)), after)
-        rolled = other.world_model.rollout(theirs[:, :context], latents, steps)
+        values[name] = per_clip_error(in_our_units(other.world_model(theirs[:, :-1], their_z)), after)
+        rolled = other.world_model.rollout(theirs[:, :context], their_z, steps)
         values[f"{name}_unrolled"] = per_clip_error(in_our_units(rolled), states[:, context:])
     return values
 
