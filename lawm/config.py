@@ -37,6 +37,9 @@ class ClipSpec(Frozen):
     start: Literal["exact", "keyframe"] = "exact"
     """`exact`: the clip starts when the plan says. `keyframe`: the start moves to the nearest key frame (the
     clip says where it really starts), which saves decoding up to there. Labelled and cached data need `exact`."""
+    placement: Literal["jittered", "aligned"] = "jittered"
+    """Where clips start in a video: anywhere on the 1/fps grid, or at multiples of the clip's length, so that each
+    epoch has the same clips. A state cache of an encoder that looks back in time needs `aligned`."""
     duplicate: int = Field(1, ge=1, le=2)
     """Each frame repeated this often before encoding, so that one state is one frame even behind
     a tubelet of two (paper, appendix A, controller training)."""
@@ -65,6 +68,8 @@ class DataConfig(Frozen):
     """URI of an index (Parquet) as written by `lawm index`."""
     cache: str | None = None
     """URI of a state cache as written by `lawm encode`; frames are then neither decoded nor encoded."""
+    cache_dtype: Literal["float16", "bfloat16"] = "float16"
+    """What `lawm encode` writes; bfloat16 for states beyond float16's range."""
     labels: str | None = None
     """URI of a Parquet table of actions (see lawm/datasets.py)."""
     keys: str | None = None

@@ -29,6 +29,8 @@ class Encoder(nn.Module):
     state_width: int
     tokens: int
     frames_per_state: int = 1
+    looks_back: bool = False
+    """Whether a state depends on earlier frames of its clip, and so on where the clip starts."""
     mean: Tensor
     std: Tensor
 
@@ -176,6 +178,7 @@ class VJepa2States(Encoder):
         self.config = config
         self.state_width, self.tokens = width, (clip.size // self.PATCH) ** 2
         self.frames_per_state = 1 if config.causality == "duplicate" else self.TUBELET
+        self.looks_back = config.causality != "duplicate"
         self.head_dim = width // heads
         self.embed = nn.Linear(3 * self.TUBELET * self.PATCH**2, width)
         self.blocks = nn.ModuleList(Block(width, heads, hidden / width) for _ in range(depth))
@@ -458,6 +461,19 @@ def load_encoder(config: EncoderConfig, clip: ClipSpec) -> Encoder:
                 local = config.weights != "pretrained"
                 load_vjepa2(encoder, Path(config.weights) if local else download_vjepa2(config))
     return encoder.requires_grad_(False).eval()
+
+
+def encode_clips(encoder: Encoder, frames_BFCHW: Tensor, duplicate: int = 1, gradients: bool = False) -> Tensor:
+    """uint8 frames -> raw states [B, T, N, D], each frame given to the encoder `duplicate` times."""
+    if duplicate > 1:
+        frames_BFCHW = frames_BFCHW.repeat_interleave(duplicate, dim=1)
+    states = encoder.encode(frames_BFCHW) if gradients else encoder(frames_BFCHW)
+    return states[:, ::duplicate] if encoder.frames_per_state == 1 else states
+
+
+def frames_per_state(encoder: Encoder, duplicate: int = 1) -> int:
+    """Frames of a clip that make one state: a tubelet's, fewer where the clip repeats its frames."""
+    return max(encoder.frames_per_state // duplicate, 1)
 
 
 class StateNorm(nn.Module):

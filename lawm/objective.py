@@ -4,7 +4,6 @@ Legend: B batch, F frames, T states, N tokens, D state width, Z latent width, A 
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from lawm.config import Config, FineTuneConfig, LawmError, PixelsEncoder
 from lawm.controller import Controller
 from lawm.decoder import Decoder
-from lawm.encoder import Encoder, StateNorm, check_keys, load_encoder
+from lawm.encoder import Encoder, StateNorm, check_keys, encode_clips, frames_per_state, load_encoder
 from lawm.fine_tune import FineTuning, collapsing
 from lawm.latent_action import AdaptiveBottleneck, DiscreteBottleneck, LatentActionModel, LatentActions
 from lawm.layers import unpatchify
@@ -141,17 +140,12 @@ class LatentActionObjective(Objective):
 
     @property
     def frames_per_state(self) -> int:
-        """Frames of a clip that make one state: a tubelet's, fewer where the clip repeats its frames."""
-        return max(self.encoder.frames_per_state // self.duplicate, 1)
+        """Frames of a clip that make one state."""
+        return frames_per_state(self.encoder, self.duplicate)
 
-    def encode(self, frames_BFCHW: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """uint8 frames -> raw states, one of `frames_per_state` frames; by another `network` than the encoder."""
-        if self.duplicate > 1:
-            frames_BFCHW = frames_BFCHW.repeat_interleave(self.duplicate, dim=1)
-        states = (network or self.encoder)(frames_BFCHW)
-        if self.duplicate > 1 and self.encoder.frames_per_state == 1:
-            states = states[:, :: self.duplicate]
-        return states
+    def encode(self, frames_BFCHW: Tensor) -> Tensor:
+        """uint8 frames -> raw states, one of `frames_per_state` frames."""
+        return encode_clips(self.encoder, frames_BFCHW, self.duplicate)
 
     def states(self, batch: ClipBatch) -> Tensor:
         """The batch's normalised states [B, T, N, D], float32."""
@@ -193,9 +187,9 @@ class LatentActionObjective(Objective):
         assert tuning is not None
         if frames is None:
             raise LawmError("fine_tune learns from frames: train it from videos, not from a state cache")
-        states = self.state_norm(self.encode(frames, tuning.online.encode))
+        states = self.state_norm(encode_clips(tuning.online, frames, self.duplicate, gradients=True))
         targets = self.states(batch) if tuning.config.target == "ema" else states
-        return states, targets, self.state_norm(self.encode(frames, tuning.original))
+        return states, targets, self.state_norm(encode_clips(tuning.original, frames, self.duplicate))
 
     def forward(self, batch: ClipBatch) -> LossTerms:
         original = None

@@ -39,8 +39,9 @@ class SamplingPlan:
     """Clips of `index`'s videos: `clips_per_video` of each an epoch (`duration`: as many as fit end to end).
 
     Starts lie on the 1/fps grid, spread evenly over each video, and shifted together by a jitter of each
-    video's and epoch's own. Videos with a reason, without room for one clip (`too_short`) or with fewer
-    frames per second than the clip has (`too_slow`) are left out. Raises LawmError if none remains.
+    video's and epoch's own; or, where the clip says `aligned`, at multiples of the clip's length. Videos with a
+    reason, without room for one clip (`too_short`) or with fewer frames per second than the clip has (`too_slow`)
+    are left out. Raises LawmError if none remains.
     """
 
     index: Index
@@ -64,7 +65,8 @@ class SamplingPlan:
         duration, rate = self.index.column("duration_s"), self.index.column("rate")
         usable = np.asarray(self.index.table["reason"].is_null()) & (rate > 0) & np.isfinite(duration)
         frames = np.where(usable, grid_frames(duration, rate, self.clip.fps), 0)
-        slots = np.maximum(frames - self.clip.frames + 1, 0)
+        aligned = self.clip.placement == "aligned"
+        slots = frames // self.clip.frames if aligned else np.maximum(frames - self.clip.frames + 1, 0)
         slots[usable & (rate < 0.99 * self.clip.fps)] = -1
         slots[~usable] = -2
         return slots
@@ -74,7 +76,8 @@ class SamplingPlan:
         """Clips an epoch of each video, int64 [videos]."""
         slots = np.maximum(self._slots, 0)
         if self.clips_per_video == "duration":
-            return np.where(slots > 0, (slots - 1) // self.clip.frames + 1, 0)
+            each = slots if self.clip.placement == "aligned" else (slots - 1) // self.clip.frames + 1
+            return np.where(slots > 0, each, 0)
         return np.where(slots > 0, self.clips_per_video, 0)
 
     @cached_property
@@ -105,7 +108,8 @@ class SamplingPlan:
     def fingerprint(self) -> str:
         """16 hex digits: two plans with the same one give the same clips at the same positions."""
         timing = (self.clip.frames, self.clip.fps, self.clips_per_video, self.seed, self.index.fingerprint())
-        return hashlib.blake2b(repr(timing).encode(), digest_size=8).hexdigest()
+        said = repr(timing) + (" aligned" if self.clip.placement == "aligned" else "")
+        return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
     def rows(self, positions: np.ndarray | Iterable[int]) -> PlanRows:
         """The clips at `positions` (any order, any epoch, >= 0)."""
@@ -120,7 +124,8 @@ class SamplingPlan:
         nth = item - (self._ends[video] - self._counts[video])
         jitter = _unit(_mix(_mix(_mix(root ^ np.uint64(0x5EED)) + epoch.astype(np.uint64)) ^ _mix(video)))
         slot = (nth + jitter) * self._slots[video] / self._counts[video]
-        start_s = np.minimum(np.floor(slot), self._slots[video] - 1) / self.clip.fps
+        stride = self.clip.frames if self.clip.placement == "aligned" else 1
+        start_s = np.minimum(np.floor(slot), self._slots[video] - 1) * stride / self.clip.fps
         seed = _mix(_mix(root ^ np.uint64(0xC409)) ^ _mix(position)) >> np.uint64(33)
         return PlanRows(position, video, start_s, seed.astype(np.int64))
 

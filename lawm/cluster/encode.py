@@ -17,10 +17,10 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from lawm.cluster.session import DECODE, TRAIN, Need, label_selector
 from lawm.config import ClipSpec, Config, LawmError
-from lawm.encoder import load_encoder
+from lawm.encoder import encode_clips, frames_per_state, load_encoder
 from lawm.sampling import grid_frames
 from lawm.shards import Index, VideoRef, read_index
-from lawm.state_cache import Piece, StateCache, cache_key, finish_cache, part_bytes, part_name
+from lawm.state_cache import Piece, StateCache, cache_key, finish_cache, part_bytes, part_name, rounded
 from lawm.storage import absolute, delete, exists, join, list_files, read_bytes, write_bytes
 from lawm.train import autocast, pick_device
 from lawm.video import VideoError, decode_clip
@@ -48,15 +48,17 @@ def needs(config: Config) -> list[Need]:
     ]
 
 
-def chunks(index: Index, fps: float) -> list[list[tuple[int, Piece]]]:
-    """(row, piece) of the index's videos, in chunks of about FRAMES_PER_PART frames."""
+def chunks(index: Index, fps: float, whole: int = 1) -> list[list[tuple[int, Piece]]]:
+    """(row, piece) of the index's videos, in chunks of about FRAMES_PER_PART frames; pieces of `whole` frames or
+    a multiple of them, what is left at a video's end is not encoded."""
     keys = index.table.column("key").to_pylist()
-    frames = grid_frames(index.column("duration_s"), index.column("rate"), fps)
+    frames = grid_frames(index.column("duration_s"), index.column("rate"), fps) // whole * whole
+    most = max(FRAMES_PER_PART // whole, 1) * whole
     found: list[list[tuple[int, Piece]]] = [[]]
     held = 0
     for row, (key, n) in enumerate(zip(keys, frames.tolist(), strict=True)):
-        for first in range(0, n, FRAMES_PER_PART):
-            piece = Piece(key, first, min(FRAMES_PER_PART, n - first))
+        for first in range(0, n, most):
+            piece = Piece(key, first, min(most, n - first))
             if held and held + piece.frames > FRAMES_PER_PART:
                 found.append([])
                 held = 0
@@ -118,31 +120,38 @@ class EncodePart:
             rows["pieces"], rows["refused"], rows["name"], rows["frames"], strict=True
         ):
             pieces = [Piece(*p) for p in json.loads(str(pieces_text))]
-            states = self.encode(np.asarray(frames))
+            frames = np.asarray(frames)
+            states = self.encode(frames)
             if pieces:
-                ends = np.cumsum([p.frames for p in pieces])
-                write_bytes(join(self.uri, str(name)), part_bytes(pieces, np.split(states, ends[:-1])))
+                each = len(frames) // len(states)
+                ends = np.cumsum([p.frames // each for p in pieces])
+                write_bytes(join(self.uri, str(name)), part_bytes(pieces, np.split(states, ends[:-1]), each))
             about = {"pieces": [[p.key, p.first, p.frames] for p in pieces], "refused": json.loads(str(refused))}
             write_bytes(join(self.uri, f"{name}.json"), json.dumps(about).encode())
-            total += len(states)
+            total += len(frames)
         return {"frames": np.array([total])}
 
     @torch.no_grad()
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """uint8 [n, 3, S, S] -> float16 [n, N, D]."""
-        out = [np.zeros((0, self.encoder.tokens, self.encoder.state_width), np.float16)]
-        for i in range(0, len(frames), 32):
-            batch = torch.from_numpy(np.ascontiguousarray(frames[i : i + 32])).to(self.device).unsqueeze(1)
+        """uint8 [n, 3, S, S], whole clips where the encoder looks back -> states as they are held, [states, N, D]."""
+        data = self.config.data
+        clip = data.clip.frames if self.encoder.looks_back else 1
+        many = max(32 // clip, 1)
+        shape = (0, self.encoder.tokens, self.encoder.state_width)
+        out = [rounded(np.zeros(shape, np.float32), data.cache_dtype)]
+        clips = frames.reshape(-1, clip, *frames.shape[1:])
+        for i in range(0, len(clips), many):
+            batch = torch.from_numpy(np.ascontiguousarray(clips[i : i + many])).to(self.device)
             with autocast(self.device, self.config.train.precision):
-                states = self.encoder(batch)
-            out.append(states[:, 0].half().cpu().numpy())
+                states = encode_clips(self.encoder, batch, data.clip.duplicate)
+            out.append(rounded(states.flatten(0, 1).float().cpu().numpy(), data.cache_dtype))
         return np.concatenate(out)
 
 
 def encode_index(config: Config, uri: str, progress: Callable[[int, int], None] | None = None) -> EncodeReport:
     """Writes the state cache `uri` of `config.data.index`; goes on where an interrupted run ended.
 
-    Raises LawmError: no index, an encoder whose states depend on the clip's start, nothing encodable.
+    Raises LawmError: no index, an encoder that looks back and clips that start anywhere, nothing encodable.
     """
     uri = absolute(uri)
     clip = config.data.clip
@@ -151,10 +160,14 @@ def encode_index(config: Config, uri: str, progress: Callable[[int, int], None] 
     if clip.crop != "center":
         raise LawmError(f"data.clip.crop = {clip.crop}: a cache holds each state once; use center")
     encoder = load_encoder(config.encoder, clip)
-    if encoder.frames_per_state != 1:
-        raise LawmError("this encoder's states depend on where the clip starts; they cannot be cached by frame")
+    if encoder.looks_back and clip.placement != "aligned":
+        raise LawmError(
+            "this encoder's states depend on where the clip starts: set data.clip.placement=aligned, here and in "
+            "training, or encoder.causality=duplicate"
+        )
     index = read_index(config.data.index).usable()
-    key = cache_key(config, encoder.fingerprint(), index.fingerprint())
+    key = cache_key(config, encoder.fingerprint(), index.fingerprint(), encoder.looks_back)
+    key["dtype"] = config.data.cache_dtype
     if exists(join(uri, "manifest.json")):
         if StateCache(uri).key != key:
             raise LawmError(
@@ -165,7 +178,7 @@ def encode_index(config: Config, uri: str, progress: Callable[[int, int], None] 
             f"{uri}: an unfinished cache of another encoder, clip spec or index; choose another --out, or remove it"
         )
     write_bytes(join(uri, "key.json"), json.dumps(key).encode())
-    every = chunks(index, clip.fps)
+    every = chunks(index, clip.fps, clip.frames if encoder.looks_back else 1)
     named = {part_name([p for _, p in chunk]): chunk for chunk in every}
     done = {found.rsplit("/", 1)[-1][:-5] for found, _ in list_files(uri, (".json",)) if found.endswith(".arrow.json")}
     todo = {name: chunk for name, chunk in named.items() if name not in done}
@@ -177,7 +190,9 @@ def encode_index(config: Config, uri: str, progress: Callable[[int, int], None] 
         count += int(row["frames"])
         if progress is not None:
             progress(count, total)
-    return _finish(uri, key, index, list(named), (encoder.tokens, encoder.state_width), len(done & set(named)))
+    shape = (encoder.tokens, encoder.state_width)
+    each = frames_per_state(encoder, clip.duplicate)
+    return _finish(uri, key, index, list(named), shape, each, len(done & set(named)))
 
 
 def _stream(
@@ -217,7 +232,7 @@ def _stream(
 
 
 def _finish(
-    uri: str, key: dict[str, Any], index: Index, names: list[str], shape: tuple[int, int], kept: int
+    uri: str, key: dict[str, Any], index: Index, names: list[str], shape: tuple[int, int], each: int, kept: int
 ) -> EncodeReport:
     parts: dict[str, list[Piece]] = {}
     refused: dict[str, str] = {}
@@ -233,7 +248,7 @@ def _finish(
     table = index.table
     reasons = [refused[k].partition(":")[0] if k in refused else None for k in table.column("key").to_pylist()]
     marked = table.set_column(table.schema.get_field_index("reason"), "reason", pa.array(reasons, pa.string()))
-    finish_cache(uri, key, Index(marked), parts, shape)
+    finish_cache(uri, key, Index(marked), parts, shape, each)
     for name in names:
         if name not in parts and exists(join(uri, name)):
             delete(join(uri, name))
