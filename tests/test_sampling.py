@@ -171,3 +171,19 @@ NO_CURSORS = ["", "[]", "{}", '{"low": "x", "ahead": []}', '{"low": 5, "ahead": 
 def test_what_is_no_cursor_is_refused(text: str) -> None:
     with pytest.raises(LawmError, match="not a cursor"):
         Cursor.from_json(text)
+
+
+def test_aligned_clips_start_at_multiples_of_their_length() -> None:
+    clip = CLIP.model_copy(update={"placement": "aligned"})
+    index = index_of([4.0, 5.0, 30.0, 3.0])
+    plan = SamplingPlan(index, clip)
+    assert len(plan) == 1 + 1 + 7 and plan.too_short == 1
+    n = len(plan)
+    rows = plan.rows(np.arange(2 * n))
+    for epoch in (rows.start_s[:n], rows.start_s[n:]):
+        assert sorted(epoch) == [0, 0, *np.arange(7) * 4.0]  # the same clips each epoch
+    assert rows.video[:n].tolist() != rows.video[n:].tolist()  # in another order
+    some = SamplingPlan(index, clip, clips_per_video=2)
+    starts = some.rows(np.arange(200)).start_s
+    assert np.all(starts % 4 == 0) and starts.max() == 24
+    assert plan.fingerprint() != SamplingPlan(index, CLIP).fingerprint()
