@@ -64,11 +64,15 @@ def resolve_config(args: argparse.Namespace, base: Config | None = None) -> Conf
 
     Raises ConfigError.
     """
-    config = base if base is not None else recipe(args.recipe)
-    for setting in args.overrides:
+    return apply_settings(base if base is not None else recipe(args.recipe), args.overrides)
+
+
+def apply_settings(config: Config, settings: Iterable[str], option: str = "--set") -> Config:
+    """The config with each FIELD=VALUE applied, in order. Raises ConfigError."""
+    for setting in settings:
         path, equals, value = setting.partition("=")
         if not equals or not path.strip():
-            raise ConfigError(f"--set {setting}: expected FIELD=VALUE, as in --set train.steps=100")
+            raise ConfigError(f"{option} {setting}: expected FIELD=VALUE, as in {option} train.steps=100")
         config = override(config, path.strip(), value.strip())
     return config
 

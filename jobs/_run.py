@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs._cli import describe, resolve_config
 from lawm import storage
-from lawm.config import Config, LawmError, override, parse_config
+from lawm.config import Config, LawmError, differing_fields, override, parse_config
 from lawm.recipes import recipe
 
 
@@ -154,9 +154,14 @@ def train_plainly(job: Fit) -> str:
 
 
 def run_training(
-    args: argparse.Namespace, config: Config, kind: str, parent: str | None, videos: Sequence[str] = ()
+    args: argparse.Namespace,
+    config: Config,
+    kind: str,
+    parent: str | None,
+    videos: Sequence[str] = (),
+    members: Sequence[Config] = (),
 ) -> int:
-    """The body of `lawm train`, `lawm controller` and `lawm decoder`."""
+    """The body of `lawm train`, `lawm controller` and `lawm decoder`. `members`: configs of a population."""
     from lawm.checkpoint import read_about
     from lawm.clips import open_reader
     from lawm.cluster.fit import needs
@@ -168,6 +173,11 @@ def run_training(
     out = storage.absolute(args.out)
     _, loop = settings(config, kind)
     local_batch(loop, max(config.cluster.workers, 1))
+    runs = [storage.join(out, f"member-{i}") for i in range(len(members))] or [out]
+    if members:
+        from lawm.population import check_population
+
+        check_population(list(members))
     if args.dry_run:
         if videos:
             from lawm.cluster.index import check_places
@@ -178,6 +188,11 @@ def run_training(
             clips = len(open_reader(config, kind).plan)
         counts = {name: f"{count:,}" for name, count in parameter_counts(config).items()}
         more = {"clips_trained_on": loop.steps * loop.batch, "parameters": counts, "videos": list(videos), "out": out}
+        if members:
+            more["members"] = {
+                run: {path: ours for path, (ours, _) in differing_fields(member, config).items()}
+                for run, member in zip(runs, members, strict=True)
+            }
         describe(config, needs(config, kind), clips, **more)
         return 0
     with start(config.cluster) as session:
@@ -186,32 +201,51 @@ def run_training(
 
             where = storage.join(out, "index.parquet")
             check_places(videos, where)
-            report = index_for_run(videos, out, config, build_index)
+            report = index_for_run(videos, out, config, build_index, runs)
             print(f"{report.usable} of {report.videos} videos can be used. Index: {where}")
             config = override(config, "data.index", where)
-        job = Fit(kind.replace("_", " "), config, kind, out, parent)
-        checkpoint = train_plainly(job) if args.plain else train_on_ray(job)[0]
-        print(f"checkpoint: {checkpoint}")
-        warning = collapse_warning(read_about(checkpoint)["metrics"])
-        if warning:
-            Console(stderr=True, soft_wrap=True).print(f"warning: {warning}", style="bold yellow", highlight=False)
+            members = [override(member, "data.index", where) for member in members]
+        if members:
+            checkpoints = train_members(members, runs, args.plain)
+        else:
+            job = Fit(kind.replace("_", " "), config, kind, out, parent)
+            checkpoints = [train_plainly(job) if args.plain else train_on_ray(job)[0]]
+        for checkpoint in checkpoints:
+            print(f"checkpoint: {checkpoint}")
+            warning = collapse_warning(read_about(checkpoint)["metrics"])
+            if warning:
+                Console(stderr=True, soft_wrap=True).print(f"warning: {warning}", style="bold yellow", highlight=False)
         if not args.plain:
             print(session.memory_report())
-        bad = quarantined(out)
+        bad = quarantined(runs[0])
         if bad:
-            print(
-                f"{len(bad)} clips were refused, listed in {storage.join(out, 'quarantine.jsonl')}; the last: {bad[-1]}"
-            )
+            listed = storage.join(runs[0], "quarantine.jsonl")
+            print(f"{len(bad)} clips were refused, listed in {listed}; the last: {bad[-1]}")
     return 0
 
 
-def index_for_run(videos: Sequence[str], out: str, config: Config, build: Callable[..., Any]) -> Any:
-    """Indexes a run's videos. Where the run has checkpoints, its index is replaced by an equal one only."""
+def train_members(members: Sequence[Config], runs: list[str], plain: bool) -> list[str]:
+    """Trains a population, with a progress line for the figures of its first member; newest checkpoints."""
+    from lawm.cluster.fit import fit_population
+    from lawm.population import fit_population_local
+
+    steps = members[0].train.steps
+
+    with counted(f"{len(members)} latent action models") as show:
+        if plain:
+            return fit_population_local(list(members), runs, lambda step, m: show(step, steps, training_note(m)))
+        return fit_population(list(members), runs, lambda m: show(int(m["step"]), steps, training_note(m)))
+
+
+def index_for_run(
+    videos: Sequence[str], out: str, config: Config, build: Callable[..., Any], runs: Sequence[str]
+) -> Any:
+    """Indexes the videos of `runs`. Where they have checkpoints, the index is replaced by an equal one only."""
     from lawm.checkpoint import newest_checkpoint
     from lawm.shards import read_index
 
     where = storage.join(out, "index.parquet")
-    if newest_checkpoint(out) is None or not storage.exists(where):
+    if not any(map(newest_checkpoint, runs)) or not storage.exists(where):
         return build(videos, where, config)
     candidate = storage.join(out, "candidate.parquet")
     report = build(videos, candidate, config)

@@ -1,6 +1,6 @@
 """The sampling plan's clips, by their position: from videos decoded here, or from a state cache.
 
-No torch here: decode workers start in half the time without it. Legend: F frames, A action width.
+No torch here: decode workers start in half the time without it. Legend: F frames, T states, A action width.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,8 @@ LEAST_BAD = 20
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip: frames uint8 [F, 3, S, S], or raw states float16 [F, N, D]; actions [F-1, A] if labelled."""
+    """One clip: frames uint8 [F, 3, S, S], or raw states [T, N, D] as `StateCache.window` gives them; actions
+    [F-1, A] if labelled."""
 
     position: int
     key: str

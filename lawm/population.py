@@ -4,12 +4,12 @@ Each member is what its own single run would be: same weights at the start, same
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from lawm.batches import local_batches
-from lawm.checkpoint import newest_checkpoint
+from lawm.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, prune_checkpoints, step_of
 from lawm.clips import BadClip
 from lawm.config import Config, LawmError, differing_fields
 from lawm.objective import ClipBatch, LatentActionObjective
@@ -56,20 +56,45 @@ def encoded_batch(trainer: Trainer, batch: ClipBatch) -> ClipBatch:
     return ClipBatch(None, states, batch.actions_BTA, batch.positions_B, batch.refused)
 
 
-def train_population(setups: list[Setup], configs: list[Config], batches: Batches, reports: list[Report]) -> None:
-    """Trains K latent action models in step. `batches` and `reports` are as for `lawm.train.train`.
+def common_checkpoints(runs: list[str]) -> list[str | None]:
+    """The checkpoint of each run at the newest step that all have; None for each where there is none at all.
 
-    Raises LawmError where the configs differ elsewhere than in model and optimiser, or the members' newest
-    checkpoints stand at different steps; and, once the others are done, what stopped a member.
+    A kill between two members' checkpoints leaves some one checkpoint ahead. Raises LawmError where they stand
+    further apart.
+    """
+    if len(set(runs)) != len(runs):
+        raise LawmError(f"the members need run folders of their own, got {', '.join(runs)}")
+    folders = [{step_of(folder): folder for folder in checkpoint_folders(run)} for run in runs]
+    if not any(folders):
+        return [None] * len(runs)
+    shared = set.intersection(*(set(found) for found in folders))
+    if not shared:
+        stand = ", ".join(str(max((s for s in found if s is not None), default=0)) for found in folders)
+        raise LawmError(
+            f"the members of the population stand at steps {stand}: remove their folders, or train them singly"
+        )
+    step = max(s for s in shared if s is not None)
+    return [found[step] for found in folders]
+
+
+def train_population(
+    setups: list[Setup],
+    configs: list[Config],
+    batches: Batches,
+    reports: Sequence[Report],
+    after: Callable[[int, dict[str, float]], None],
+) -> None:
+    """Trains K latent action models in step. `batches` and `reports` are as for `lawm.train.train`; `after` is
+    called when all members have reported a step, with the figures of the first that is left.
+
+    Raises LawmError where the configs differ elsewhere than in model and optimiser; and, once the others are done,
+    what stopped a member. ValueError where the members stand at different steps.
     """
     check_population(configs)
     trainers = [Trainer(setup.objective, config, setup.resume) for setup, config in zip(setups, configs, strict=True)]
     lead = trainers[0]
     if any((t.first, t.cursor) != (lead.first, lead.cursor) for t in trainers):
-        stand = ", ".join(str(t.first) for t in trainers)
-        raise LawmError(
-            f"the members of the population stand at steps {stand}: remove their folders, or train them singly"
-        )
+        raise ValueError("the members of a population start from one step")
     stream = batches(lead.cursor)
     stopped: dict[int, str] = {}
     for step in range(lead.first, lead.loop.steps):
@@ -77,15 +102,23 @@ def train_population(setups: list[Setup], configs: list[Config], batches: Batche
         batch = next(stream)
         waited = time.perf_counter() - began
         batch = encoded_batch(lead, batch)
+        said: list[dict[str, float]] = []
         for i, (trainer, setup, report) in enumerate(zip(trainers, setups, reports, strict=True)):
             if i in stopped:
                 continue
+
+            def heard(done: int, metrics: dict[str, float], kept: Checkpoint | None, report: Report = report) -> None:
+                report(done, metrics, kept)
+                said.append(metrics)  # noqa: B023  # called within this step
+
             try:
                 trainer.step(step, batch, waited)
                 if trainer.reports(step + 1):
-                    report_step(trainer, step + 1, report, setup.validation, None, setup.extra)
+                    report_step(trainer, step + 1, heard, setup.validation, None, setup.extra)
             except LawmError as error:  # this member's own trouble
                 stopped[i] = str(error)
+        if said:
+            after(step + 1, said[0])
         if len(stopped) == len(trainers):
             break
     if stopped:
@@ -93,18 +126,18 @@ def train_population(setups: list[Setup], configs: list[Config], batches: Batche
 
 
 def prepare_population(configs: list[Config], runs: list[str]) -> list[Setup]:
-    """Each member made ready, all on one encoder."""
+    """Each member made ready, all on one encoder, to go on from the newest step that all have reached."""
     check_population(configs)
-    if len(set(runs)) != len(configs):
+    if len(runs) != len(configs):
         raise LawmError(f"{len(configs)} members need as many run folders, got {', '.join(runs) or 'none'}")
     setups: list[Setup] = []
-    for config, run in zip(configs, runs, strict=True):
+    for config, run, newest in zip(configs, runs, common_checkpoints(runs), strict=True):
         encoder = model_of(setups[0].objective).encoder if setups else None
-        setups.append(prepare(config, LatentActionObjective.kind, run, encoder=encoder))
+        setups.append(prepare(config, LatentActionObjective.kind, run, encoder=encoder, resume_from=newest))
     return setups
 
 
-def fit_population(
+def fit_population_local(
     configs: list[Config], runs: list[str], progress: Callable[[int, dict[str, float]], None] | None = None
 ) -> list[str]:
     """Trains the members in this process, without Ray, each into its own run folder; resumes if they hold
@@ -122,7 +155,12 @@ def fit_population(
         rank, world = rank_and_world()
         return local_batches(setups[0].reader, local_batch(loop, world), cursor, rank, world, on_bad=on_bad)
 
-    reports = [local_report(w, loop.keep, progress if i == 0 else None) for i, w in enumerate(writers)]
-    train_population(setups, configs, batches, reports)
+    def after(step: int, metrics: dict[str, float]) -> None:
+        for run in runs:  # not before every member has its checkpoint
+            prune_checkpoints(run, loop.keep)
+        if progress is not None:
+            progress(step, metrics)
+
+    train_population(setups, configs, batches, [local_report(w, None) for w in writers], after)
     newest = [newest_checkpoint(run) for run in runs]
     return [uri for uri in newest if uri is not None]

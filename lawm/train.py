@@ -397,15 +397,17 @@ def _step_of_line(line: str) -> float:
 
 
 def local_report(
-    writer: RunWriter, keep: int, progress: Callable[[int, dict[str, float]], None] | None = None
+    writer: RunWriter, keep: int | None, progress: Callable[[int, dict[str, float]], None] | None = None
 ) -> Report:
-    """The `report` of a run without Ray: writes scalars and checkpoints into the run folder."""
+    """The `report` of a run without Ray: writes scalars and checkpoints into the run folder, and keeps `keep` of
+    them (None: all)."""
 
     def report(step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
         writer.scalars(step, metrics)
         if checkpoint is not None:
             save_checkpoint(checkpoint, join(writer.run, checkpoint_name(step)))
-            prune_checkpoints(writer.run, keep)
+            if keep is not None:
+                prune_checkpoints(writer.run, keep)
             writer.flush()
         if progress is not None:
             progress(step, metrics)
@@ -434,10 +436,18 @@ def held_out_reader(config: Config, kind: str) -> ClipReader | None:
         return None
 
 
-def prepare(config: Config, kind: str, run: str, parent: str | None = None, encoder: Encoder | None = None) -> Setup:
+def prepare(
+    config: Config,
+    kind: str,
+    run: str,
+    parent: str | None = None,
+    encoder: Encoder | None = None,
+    resume_from: str | None = None,
+) -> Setup:
     """Model, clips, calibration, validation clips, and the checkpoint to resume from if `run` has one.
 
-    `encoder`: one that is already loaded, of the same config. Raises LawmError, among others where the
+    `encoder`: one that is already loaded, of the same config. `resume_from`: a checkpoint of `run` other than its
+    newest. Raises LawmError, among others where the
     run folder belongs to a run of another config.
     """
     check_same_run(config, kind, run)
@@ -453,7 +463,7 @@ def prepare(config: Config, kind: str, run: str, parent: str | None = None, enco
         if model_of(objective).fine_tuning is not None:
             raise LawmError("fine_tune learns from frames: train it from videos, not from a state cache")
         reader.cache.check(config, model_of(objective).encoder.fingerprint())
-    newest = newest_checkpoint(run)
+    newest = resume_from or newest_checkpoint(run)
     resume = load_checkpoint(newest, optimizer=True) if newest else None
     if resume is not None:
         check_encoder(resume, model_of(objective), newest or run)

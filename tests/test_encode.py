@@ -68,10 +68,7 @@ def test_what_the_cache_does_not_hold_is_refused(ray_cluster: Session, small_set
         with pytest.raises(LawmError, match=said):
             fit_local(other, "latent_action", str(tmp_path / "run"))
     cache = StateCache(uri)
-    assert (
-        cache.frames_per_state == 2
-        and cache.window("00.mp4", 4, 4).shape == (2, 16, 80)[:1] + cache.window("00.mp4", 0, 4).shape[1:]
-    )
+    assert cache.frames_per_state == 2 and cache.window("00.mp4", 4, 4).shape == (2, 4, 80)
     with pytest.raises(IndexError):
         cache.window("00.mp4", 1, 4)
 
@@ -90,7 +87,7 @@ def test_rounding() -> None:
     expected = torch.from_numpy(values).bfloat16().float().numpy()
     np.testing.assert_array_equal(widened(rounded(values, "bfloat16")), expected)
     assert rounded(values[:100], "float16").dtype == np.float16
-    with pytest.raises(LawmError, match="set data.cache_dtype=bfloat16"):
+    with pytest.raises(LawmError, match=r"set data\.cache_dtype=bfloat16"):
         rounded(values, "float16")
 
 

@@ -1,17 +1,22 @@
 """A population is its members' single runs, on clips that are read and encoded once."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from small_runs import SmallSet, tiny_with
 
-from lawm.checkpoint import load_checkpoint
-from lawm.config import Config, LawmError, override
+from jobs import train
+from lawm.checkpoint import checkpoint_folders, checkpoint_name, load_checkpoint, step_of
+from lawm.cluster.fit import fit_population
+from lawm.cluster.session import Session
+from lawm.config import Config, LawmError, Noisy, override
 from lawm.encoder import PixelStates
-from lawm.population import fit_population
+from lawm.population import common_checkpoints, fit_population_local
 from lawm.train import fit_local
 
 
@@ -40,7 +45,7 @@ def test_each_member_equals_its_single_run(
     encode = PixelStates.forward
     monkeypatch.setattr(PixelStates, "forward", lambda self, x: (encoded.append(1), encode(self, x))[1])
     runs = [tmp_path / f"member-{i}" for i in range(len(configs))]
-    found = fit_population(configs, list(map(str, runs)))
+    found = fit_population_local(configs, list(map(str, runs)))
     together = len(encoded)
     for i, (config, run) in enumerate(zip(configs, runs, strict=True)):
         alone = tmp_path / f"alone-{i}"
@@ -56,7 +61,7 @@ def test_each_member_equals_its_single_run(
 def test_a_population_goes_on_where_it_stood(tmp_path: Path, small_set: SmallSet) -> None:
     configs = members(small_set)[:2]
     whole = [str(tmp_path / "whole" / str(i)) for i in range(2)]
-    fit_population(configs, whole)
+    fit_population_local(configs, whole)
     runs = [str(tmp_path / "broken" / str(i)) for i in range(2)]
 
     class Stop(Exception):
@@ -67,8 +72,8 @@ def test_a_population_goes_on_where_it_stood(tmp_path: Path, small_set: SmallSet
             raise Stop
 
     with pytest.raises(Stop):
-        fit_population(configs, runs, stop)
-    fit_population(configs, runs)
+        fit_population_local(configs, runs, stop)
+    fit_population_local(configs, runs)
     assert [losses(Path(r)) for r in runs] == [losses(Path(r)) for r in whole]
 
 
@@ -77,14 +82,81 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, small_set: SmallSet) -> N
     runs = [str(tmp_path / "0"), str(tmp_path / "1")]
     other = [configs[0], override(configs[1], "data.seed", 5)]
     with pytest.raises(LawmError, match=r"shares its clips and its encoder; its members differ in data\.seed"):
-        fit_population(other, runs)
+        fit_population_local(other, runs)
     mixed = [configs[0], override(configs[1], "model.bottleneck", {"kind": "true_actions"})]
     with pytest.raises(LawmError, match="true_actions needs labelled clips"):
-        fit_population(mixed, runs)
-    with pytest.raises(LawmError, match="2 members need as many run folders"):
-        fit_population(configs, [runs[0], runs[0]])
+        fit_population_local(mixed, runs)
+    with pytest.raises(LawmError, match="members need run folders of their own"):
+        fit_population_local(configs, [runs[0], runs[0]])
     with pytest.raises(LawmError, match="at least one member"):
-        fit_population([], [])
+        fit_population_local([], [])
     fit_local(configs[0], "latent_action", runs[0])
     with pytest.raises(LawmError, match=r"stand at steps 6, 0: remove their folders, or train them singly"):
-        fit_population(configs, runs)
+        fit_population_local(configs, runs)
+
+
+def test_a_kill_between_two_members_checkpoints_is_mended(tmp_path: Path, small_set: SmallSet) -> None:
+    configs = members(small_set)[:2]
+    whole = [str(tmp_path / "whole" / str(i)) for i in range(2)]
+    fit_population_local(configs, whole)
+    runs = [str(tmp_path / "killed" / str(i)) for i in range(2)]
+    fit_population_local(configs, runs)
+    shutil.rmtree(Path(runs[1]) / checkpoint_name(6))  # the first member was one checkpoint ahead
+    assert [Path(str(uri)).name for uri in common_checkpoints(runs)] == [checkpoint_name(3)] * 2
+    fit_population_local(configs, runs)
+    assert [losses(Path(r)) for r in runs] == [losses(Path(r)) for r in whole]
+
+
+def test_a_member_that_diverges_leaves_the_others_alone(tmp_path: Path, small_set: SmallSet) -> None:
+    configs = [override(c, "train.steps", 30) for c in members(small_set)[:2]]
+    wild = override(override(configs[0], "optimizer.muon_lr", 1.0), "optimizer.adamw_lr", 1.0)
+    runs = [str(tmp_path / "wild"), str(tmp_path / "calm")]
+    with pytest.raises(LawmError, match=r"^member 0: stopped at step \d+: the prediction loss has diverged"):
+        fit_population_local([wild, configs[1]], runs)
+    assert len(losses(Path(runs[1]))) == 30 > len(losses(Path(runs[0])))
+    assert load_checkpoint(runs[1]).step == 30
+    alone = fit_local(configs[1], "latent_action", str(tmp_path / "alone"))
+    assert load_checkpoint(alone).fingerprint == load_checkpoint(runs[1]).fingerprint
+
+
+def test_on_ray_each_member_is_what_it_is_in_plain_python(
+    ray_cluster: Session, tmp_path: Path, small_set: SmallSet
+) -> None:
+    configs = [override(c, "cluster.max_failures", 0) for c in members(small_set)]
+    plain = [str(tmp_path / "plain" / str(i)) for i in range(len(configs))]
+    fit_population_local(configs, plain)
+    runs = [str(tmp_path / "ray" / str(i)) for i in range(len(configs))]
+    seen: list[dict[str, Any]] = []
+    last = fit_population(configs, runs, seen.append)
+    for run, other in zip(runs, plain, strict=True):
+        ours, theirs = losses(Path(run)), losses(Path(other))
+        assert [line[0] for line in ours] == [1, 2, 3, 4, 5, 6]
+        assert [line[1] for line in ours] == pytest.approx([line[1] for line in theirs], rel=1e-5)
+        assert [step_of(folder) for folder in checkpoint_folders(run)] == [3, 6]
+    assert seen[-1]["step"] == 6
+    assert fit_population(configs, runs) == last  # done already
+    two = [override(c, "cluster.workers", 2) for c in configs[:2]]
+    runs = [str(tmp_path / "two" / str(i)) for i in range(2)]
+    assert [len(load_checkpoint(uri).cursor) for uri in fit_population(two, runs)] == [24] * 2
+
+
+def test_members_on_the_command_line(tmp_path: Path, small_set: SmallSet, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    fast = ["--recipe", "tiny", "--index", small_set.index, "--out", out, "--set", "train.steps=2", "--plain"]
+    some = [
+        "--member",
+        "model.bottleneck.beta=1e-2",
+        "--member",
+        "model.bottleneck.kind=sparse optimizer.adamw_lr=1e-3",
+    ]
+    assert train.main([*fast, *some, "--dry-run"]) == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert said["members"][f"{out}/member-0"] == {"model.bottleneck.beta": 0.01}
+    assert said["members"][f"{out}/member-1"]["optimizer.adamw_lr"] == 0.001
+    assert train.main([*fast, *some]) == 0
+    assert load_checkpoint(f"{out}/member-0").config.model.bottleneck == Noisy(beta=1e-2)
+    assert load_checkpoint(f"{out}/member-1").config.model.bottleneck.kind == "sparse"
+    assert train.main([*fast, "--member", "data.seed=3", "--member", "train.steps=9"]) == 2
+    assert "its members differ in data.seed, train.steps" in capsys.readouterr().err
+    assert train.main([*fast, "--member", "beta"]) == 2
+    assert "--member beta: expected FIELD=VALUE" in capsys.readouterr().err

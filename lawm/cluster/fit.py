@@ -7,6 +7,7 @@ checkpoint says which clips are consumed, both to the workers and to the data se
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -31,7 +32,8 @@ from lawm.clips import BadClip, open_reader
 from lawm.cluster.ingest import clip_dataset, keeps_order, streamed_batches
 from lawm.cluster.session import TRAIN, Need, check_resources, label_selector, watching
 from lawm.config import Config, LawmError
-from lawm.objective import ClipBatch
+from lawm.objective import ClipBatch, LatentActionObjective
+from lawm.population import check_population, common_checkpoints, prepare_population, train_population
 from lawm.sampling import Cursor
 from lawm.storage import absolute, arrow_filesystem, join
 from lawm.train import (
@@ -50,13 +52,23 @@ Progress = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What every training worker gets."""
+    """What every training worker gets: one config and run, or those of a population's members."""
 
-    config: Config
+    configs: list[Config]
     kind: str
-    run: str
+    runs: list[str]
     parent: str | None
     board: Any
+
+    @property
+    def config(self) -> Config:
+        """The first, which speaks for all of them in everything but model and optimiser."""
+        return self.configs[0]
+
+    @property
+    def start(self) -> str | None:
+        """The checkpoint of the first from which the run goes on."""
+        return newest_checkpoint(self.runs[0]) if len(self.runs) == 1 else common_checkpoints(self.runs)[0]
 
 
 @ray.remote(num_cpus=0)
@@ -121,21 +133,33 @@ def fit(config: Config, kind: str, run: str, parent: str | None = None, progress
 
     `progress` is called in this process about twice a second with the latest figures. Raises LawmError.
     """
-    run = absolute(run)
-    parent = absolute(parent) if parent else None
-    check_same_run(config, kind, run)
-    check_same_clips(open_reader(config, kind), run)  # bad data is said before workers start
+    return _fit([config], kind, [absolute(run)], absolute(parent) if parent else None, progress)[0]
+
+
+def fit_population(configs: list[Config], runs: list[str], progress: Progress | None = None) -> list[str]:
+    """`lawm.population.fit_population_local` on Ray: latent action models that share clips and encoder, each worker
+    training a replica of every one. Returns the newest checkpoints. Raises LawmError."""
+    check_population(configs)
+    runs = [absolute(run) for run in runs]
+    common_checkpoints(runs)
+    return _fit(configs, LatentActionObjective.kind, runs, None, progress)
+
+
+def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, progress: Progress | None) -> list[str]:
+    config = configs[0]
+    for own, run in zip(configs, runs, strict=True):
+        check_same_run(own, kind, run)
+        check_same_clips(open_reader(own, kind), run)  # bad data is said before workers start
     _, loop = settings(config, kind)
     local_batch(loop, max(config.cluster.workers, 1))
     check_resources(needs(config, kind), config.cluster)
-    newest = newest_checkpoint(run)
-    if newest and read_about(newest)["step"] >= loop.steps:
-        return newest
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(config.cluster.start_timeout_s))
     board = Board.remote()  # type: ignore[attr-defined]
-    spec = RunSpec(config, kind, run, parent, board)
+    spec = RunSpec(configs, kind, runs, parent, board)
+    if spec.start and read_about(spec.start)["step"] >= loop.steps:
+        return _newest(runs)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(config.cluster.start_timeout_s))
     cluster = config.cluster
-    folder, _, name = run.rpartition("/")
+    folder, _, name = runs[0].rpartition("/")
     filesystem, path = arrow_filesystem(folder)
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
     trainer = TorchTrainer(
@@ -170,19 +194,25 @@ def fit(config: Config, kind: str, run: str, parent: str | None = None, progress
     stopped = ray.get(board.why_stopped.remote())
     if stopped:
         raise LawmError(stopped)
-    newest = newest_checkpoint(run)
-    if newest is None:
-        raise LawmError(f"{run}: the run ended without a checkpoint")
-    return newest
+    return _newest(runs)
+
+
+def _newest(runs: list[str]) -> list[str]:
+    found = []
+    for run in runs:
+        newest = newest_checkpoint(run)
+        if newest is None:
+            raise LawmError(f"{run}: the run ended without a checkpoint")
+        found.append(newest)
+    return found
 
 
 def _remaining(spec: RunSpec) -> Any:
     """The data set of what the newest checkpoint has not consumed. Called at every worker-group start."""
     _, loop = settings(spec.config, spec.kind)
-    newest = newest_checkpoint(spec.run)
-    cursor, step = Cursor(), 0
-    if newest:
-        about = read_about(newest)
+    cursor, step, start = Cursor(), 0, spec.start
+    if start:
+        about = read_about(start)
         cursor, step = Cursor.from_json(about["cursor"]), about["step"]
     return clip_dataset(spec.config, spec.kind, cursor, (loop.steps - step) * loop.batch)
 
@@ -200,17 +230,22 @@ def _worker(loop_config: dict[str, Any]) -> None:
 
 
 def _train(spec: RunSpec) -> None:
-    """Rank 0 writes metrics and checkpoints straight into the run folder."""
-    config, kind, run = spec.config, spec.kind, spec.run
+    """Rank 0 writes metrics and checkpoints straight into the run folders."""
+    config, kind = spec.config, spec.kind
     rank, world = rank_and_world()
     if torch.cuda.is_available() and config.cluster.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
     if config.cluster.workers:
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
-    setup = prepare(config, kind, run, spec.parent)
+    if len(spec.runs) > 1:
+        setups = prepare_population(spec.configs, spec.runs)
+    else:
+        setups = [prepare(config, kind, spec.runs[0], spec.parent)]
+    setup = setups[0]
     _, loop = settings(config, kind)
     first = setup.resume.step if setup.resume else 0
-    writer = RunWriter(run, config, first) if rank == 0 else None
+    writers = {r: RunWriter(r, c, first) for r, c in zip(spec.runs, spec.configs, strict=True)} if rank == 0 else {}
+    saved: list[str] = []
 
     def on_bad(clip: BadClip) -> None:
         spec.board.bad.remote(vars(clip))
@@ -222,26 +257,44 @@ def _train(spec: RunSpec) -> None:
             return streamed_batches(shard, size, config.data.max_bad_fraction, on_bad)
         return local_batches(setup.reader, size, cursor, rank, world)
 
-    def report(step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
-        saved = None
-        if writer is not None:
-            writer.scalars(step, metrics)
-            for record in ray.get(spec.board.take_refused.remote()):
-                writer.quarantine(step, record)
+    def keep(run: str, step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
+        if rank == 0:
+            writers[run].scalars(step, metrics)
+        if checkpoint is not None:
+            saved.append(join(run, checkpoint_name(step)))
+            save_checkpoint(checkpoint, saved[-1])
+
+    def tell(step: int, metrics: dict[str, float]) -> None:
+        """After every run's report: refused clips, older checkpoints, the board, and Ray Train."""
+        noted = None
+        if rank == 0:
+            refused = ray.get(spec.board.take_refused.remote())
+            for run, writer in writers.items():
+                for record in refused:
+                    writer.quarantine(step, record)
+                if saved:  # not before every member has its checkpoint
+                    prune_checkpoints(run, loop.keep)
+                    writer.flush()
             spec.board.put.remote({"step": step, "steps": loop.steps, **metrics})
-            if checkpoint is not None:
-                where = join(run, checkpoint_name(step))
-                save_checkpoint(checkpoint, where)
-                prune_checkpoints(run, loop.keep)
-                writer.flush()
-                filesystem, path = arrow_filesystem(where)
-                saved = ray.train.Checkpoint(path, filesystem)
+        if saved and saved[0] == join(spec.runs[0], checkpoint_name(step)):
+            filesystem, path = arrow_filesystem(saved[0])
+            noted = ray.train.Checkpoint(path, filesystem)
+        saved.clear()
         # Already in the run folder, checkpoint.json last: Ray only takes note of it.
         ray.train.report(
             metrics,
-            checkpoint=saved,
-            checkpoint_dir_name=checkpoint_name(step) if saved else None,
+            checkpoint=noted,
+            checkpoint_dir_name=checkpoint_name(step) if noted else None,
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
+
+    if len(spec.runs) > 1:
+        reports = [partial(keep, run) for run in spec.runs]
+        train_population(setups, spec.configs, batches, reports, tell)
+        return
+
+    def report(step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
+        keep(spec.runs[0], step, metrics, checkpoint)
+        tell(step, metrics)
 
     train(setup.objective, batches, config, report, setup.resume, setup.validation, setup.parent, setup.extra)
