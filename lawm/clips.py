@@ -3,7 +3,7 @@
 No torch here: decode workers start in half the time without it. Legend: F frames, T states, A action width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from lawm.config import Config, LawmError
 from lawm.datasets import Labels, read_labels
-from lawm.sampling import Cursor, SamplingPlan
-from lawm.shards import Index, read_index
+from lawm.sampling import Cursor, PlanArrays, SamplingPlan
+from lawm.shards import Index, read_pieces
 from lawm.state_cache import StateCache
 
 Split = Literal["train", "val", "all"]
@@ -75,7 +75,8 @@ class ClipReader:
     """Clips of one split by their position in the plan.
 
     `labelled`: only videos that the labels cover, each clip with its actions. `frames`: decode videos
-    even where there is a cache. Raises LawmError where no clip is left.
+    even where there is a cache. `index`: instead of the config's; with `arrays`, that and the plan of another
+    reader of the same config, taken as they are. Raises LawmError where no clip is left.
     """
 
     def __init__(
@@ -85,53 +86,66 @@ class ClipReader:
         labelled: bool = False,
         frames: bool = False,
         index: Index | None = None,
+        arrays: PlanArrays | None = None,
     ) -> None:
         data = config.data
         self.config = config
         self.cache = StateCache(data.cache) if data.cache and not frames else None
-        if index is None:
-            if self.cache is not None:
-                index = self.cache.index
-            elif data.index:
-                index = read_index(data.index)
-            else:
-                raise LawmError("no clips: set data.index (see `lawm index`), give --videos FOLDER, or set data.cache")
-        usable = index.usable()
-        if data.keys is not None:
-            usable = Index(
-                usable.table.filter(
-                    pa.array([fnmatchcase(k, data.keys) for k in usable.table.column("key").to_pylist()])
-                )
-            )
-            if not len(usable):
-                raise LawmError(f"data.keys = {data.keys!r} matches no usable video of {data.index or data.cache}")
-        if not len(usable):
-            raise LawmError(f"{data.index or data.cache}: none of its {len(index)} videos is usable")
         self.labels: Labels | None = read_labels(data.labels) if data.labels else None
-        if labelled:
-            if self.labels is None:
-                raise LawmError("labelled clips are needed: set data.labels to a Parquet table of actions")
-            known = set(self.labels.keys)
-            usable = Index(usable.table.filter(pa.array([k in known for k in usable.table.column("key").to_pylist()])))
-            if not len(usable):
-                raise LawmError(f"{data.labels} covers none of the videos of {data.index or data.cache}")
-        self.index = usable if split == "all" else usable.split(split, data.val_fraction)
-        if not len(self.index):
+        if labelled and self.labels is None:
+            raise LawmError("labelled clips are needed: set data.labels to a Parquet table of actions")
+        if index is None or arrays is None:
+            pieces = [index] if index is not None else self._read()
+            index = self._chosen(pieces, split, self.labels if labelled else None)
+        self.index = index
+        self.plan = SamplingPlan(index, data.clip, data.clips_per_video, data.seed, arrays)
+        self._keys = index.table.column("key")
+
+    def _read(self) -> Iterable[Index]:
+        data = self.config.data
+        if self.cache is not None:
+            return [self.cache.index]
+        if data.index:
+            return read_pieces(data.index)
+        raise LawmError("no clips: set data.index (see `lawm index`), give --videos FOLDER, or set data.cache")
+
+    def _chosen(self, pieces: Iterable[Index], split: Split, labels: Labels | None) -> Index:
+        """The videos of the split that can be used and, with `labels`, are covered by them."""
+        data = self.config.data
+        where, pattern = data.index or data.cache, data.keys
+        videos = usable = matching = covered = 0
+        chosen: list[pa.Table] = []
+        for piece in pieces:  # so that ten million rows are never held twice
+            videos += len(piece)
+            piece = piece.usable()
+            usable += len(piece)
+            piece = piece if pattern is None else piece.where(lambda key: fnmatchcase(key, str(pattern)))
+            matching += len(piece)
+            piece = piece if labels is None else piece.where(lambda key: key in labels)
+            covered += len(piece)
+            chosen.append((piece if split == "all" else piece.split(split, data.val_fraction)).table)
+        if not usable:
+            raise LawmError(f"{where}: none of its {videos} videos is usable")
+        if not matching:
+            raise LawmError(f"data.keys = {pattern!r} matches no usable video of {where}")
+        if not covered:
+            raise LawmError(f"{data.labels} covers none of the videos of {where}")
+        found = Index(pa.concat_tables(chosen))
+        if not len(found):
             advice = "set data.val_fraction to 0, or add videos"
             if split == "val":
                 advice = "measure on all videos with --set evaluate.split=all, or train with more videos held out"
             raise LawmError(
-                f"the {split} split is empty: {len(usable)} usable videos, "
+                f"the {split} split is empty: {covered} usable videos, "
                 f"data.val_fraction = {data.val_fraction:g}; {advice}"
             )
-        self.plan = SamplingPlan(self.index, data.clip, data.clips_per_video, data.seed)
-        self.keys = self.index.table.column("key").to_pylist()
+        return found
 
     def sample(self, position: int) -> Sample:
         """The clip at that position; raises VideoError for a bad video."""
         rows = self.plan.rows(np.array([position], dtype=np.int64))
         video, start_s = int(rows.video[0]), float(rows.start_s[0])
-        clip, key = self.config.data.clip, self.keys[video]
+        clip, key = self.config.data.clip, self._keys[video].as_py()
         actions = None
         if self.labels is not None and key in self.labels:
             actions = self.labels.actions_for(key, start_s, clip)
@@ -155,10 +169,12 @@ class ClipReader:
             return BadClip(position, ref.key, ref.source, float(rows.start_s[0]), error.reason, str(error))
 
 
-def open_reader(config: Config, kind: str, split: Split = "train", index: Index | None = None) -> ClipReader:
+def open_reader(
+    config: Config, kind: str, split: Split = "train", index: Index | None = None, arrays: PlanArrays | None = None
+) -> ClipReader:
     """Clips as that kind of objective needs them: labelled for a controller, frames for a decoder."""
     labelled = kind == "controller" or config.model.bottleneck.kind == "true_actions"
-    return ClipReader(config, split, labelled=labelled, frames=kind == "decoder", index=index)
+    return ClipReader(config, split, labelled=labelled, frames=kind == "decoder", index=index, arrays=arrays)
 
 
 def plan_positions(cursor: Cursor, rank: int = 0, world: int = 1) -> Iterator[int]:

@@ -34,6 +34,14 @@ class PlanRows(NamedTuple):
         return len(self.position)
 
 
+class PlanArrays(NamedTuple):
+    """What a plan works out from its index: possible starts of each video (int32; 0 too short, -1 too slow, -2
+    unusable), and where each video's clips end in an epoch (int64)."""
+
+    slots: np.ndarray
+    ends: np.ndarray
+
+
 @dataclass(frozen=True)
 class SamplingPlan:
     """Clips of `index`'s videos: `clips_per_video` of each an epoch (`duration`: as many as fit end to end).
@@ -48,6 +56,8 @@ class SamplingPlan:
     clip: ClipSpec
     clips_per_video: int | Literal["duration"] = "duration"
     seed: int = 0
+    arrays: "PlanArrays | None" = None
+    """Those of an equal plan, so that many processes on a machine share them."""
 
     def __post_init__(self) -> None:
         if self.clips_per_video != "duration" and self.clips_per_video < 1:
@@ -60,50 +70,44 @@ class SamplingPlan:
             )
 
     @cached_property
-    def _slots(self) -> np.ndarray:
-        """Possible starts of each video, int64 [videos]: 0 too short, -1 too slow, -2 unusable."""
+    def held(self) -> PlanArrays:
+        """The plan's arrays, to be given to another one."""
+        if self.arrays is not None:
+            return self.arrays
         duration, rate = self.index.column("duration_s"), self.index.column("rate")
         usable = np.asarray(self.index.table["reason"].is_null()) & (rate > 0) & np.isfinite(duration)
         frames = np.where(usable, grid_frames(duration, rate, self.clip.fps), 0)
         aligned = self.clip.placement == "aligned"
         slots = frames // self.clip.frames if aligned else np.maximum(frames - self.clip.frames + 1, 0)
+        slots = np.minimum(slots, np.iinfo(np.int32).max).astype(np.int32)
         slots[usable & (rate < 0.99 * self.clip.fps)] = -1
         slots[~usable] = -2
-        return slots
-
-    @cached_property
-    def _counts(self) -> np.ndarray:
-        """Clips an epoch of each video, int64 [videos]."""
-        slots = np.maximum(self._slots, 0)
         if self.clips_per_video == "duration":
-            each = slots if self.clip.placement == "aligned" else (slots - 1) // self.clip.frames + 1
-            return np.where(slots > 0, each, 0)
-        return np.where(slots > 0, self.clips_per_video, 0)
-
-    @cached_property
-    def _ends(self) -> np.ndarray:
-        return np.cumsum(self._counts)
+            counts = slots if aligned else (slots - 1) // self.clip.frames + 1
+        else:
+            counts = np.full_like(slots, self.clips_per_video)
+        return PlanArrays(slots, np.cumsum(np.where(slots > 0, counts, 0), dtype=np.int64))
 
     def __len__(self) -> int:
         """Clips per epoch."""
-        return int(self._ends[-1]) if len(self.index) else 0
+        return int(self.held.ends[-1]) if len(self.index) else 0
 
     @property
     def too_short(self) -> int:
-        return int(np.sum(self._slots == 0))
+        return int(np.sum(self.held.slots == 0))
 
     @property
     def too_slow(self) -> int:
-        return int(np.sum(self._slots == -1))
+        return int(np.sum(self.held.slots == -1))
 
     @property
     def unusable(self) -> int:
-        return int(np.sum(self._slots == -2))
+        return int(np.sum(self.held.slots == -2))
 
     @property
     def videos(self) -> int:
         """Videos that clips are drawn from."""
-        return int(np.sum(self._counts > 0))
+        return int(np.sum(self.held.slots > 0))
 
     def fingerprint(self) -> str:
         """16 hex digits: two plans with the same one give the same clips at the same positions."""
@@ -120,12 +124,14 @@ class SamplingPlan:
         epoch, place = position // len(self), position % len(self)
         root = np.uint64(self.seed % 2**64)
         item = _permute(place, len(self), _mix(_mix(root) + epoch.astype(np.uint64)))
-        video = np.searchsorted(self._ends, item, side="right")
-        nth = item - (self._ends[video] - self._counts[video])
+        slots, ends = self.held
+        video = np.searchsorted(ends, item, side="right")
+        began = np.where(video > 0, ends[video - 1], 0)
+        count = ends[video] - began
         jitter = _unit(_mix(_mix(_mix(root ^ np.uint64(0x5EED)) + epoch.astype(np.uint64)) ^ _mix(video)))
-        slot = (nth + jitter) * self._slots[video] / self._counts[video]
+        slot = (item - began + jitter) * slots[video] / count
         stride = self.clip.frames if self.clip.placement == "aligned" else 1
-        start_s = np.minimum(np.floor(slot), self._slots[video] - 1) * stride / self.clip.fps
+        start_s = np.minimum(np.floor(slot), slots[video] - 1) * stride / self.clip.fps
         seed = _mix(_mix(root ^ np.uint64(0xC409)) ^ _mix(position)) >> np.uint64(33)
         return PlanRows(position, video, start_s, seed.astype(np.int64))
 

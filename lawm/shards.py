@@ -5,10 +5,11 @@ never unpacked: an index row holds the offset and the size of a member's data in
 """
 
 import hashlib
+import math
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -165,9 +166,21 @@ class Index:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    def keys(self) -> Iterator[str]:
+        """Every video's key, in order; a few at a time are strings, so that ten million take no memory."""
+        for batch in self.table.select(["key"]).to_batches(max_chunksize=1 << 16):
+            yield from batch.column(0).to_pylist()
+
+    def where(self, wanted: Callable[[str], bool]) -> "Index":
+        """Only the videos whose key is `wanted`."""
+        return self._filtered(np.fromiter(map(wanted, self.keys()), dtype=bool, count=len(self)))
+
+    def _filtered(self, keep: np.ndarray) -> "Index":
+        return self if keep.all() else Index(self.table.filter(pa.array(keep)))
+
     def usable(self) -> "Index":
         """Only the videos without a `reason`."""
-        return Index(self.table.filter(self.table["reason"].is_null()))
+        return self._filtered(np.asarray(self.table["reason"].is_null()))
 
     def reasons(self) -> dict[str, int]:
         """How many videos were refused, by reason (without its details), most frequent first."""
@@ -176,15 +189,14 @@ class Index:
 
     def split(self, which: Literal["train", "val"], val_fraction: float) -> "Index":
         """The training or the held-out videos: by a hash of the key, so never by order, place or company."""
-        held_out = np.fromiter(
-            (
-                int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") < val_fraction * 2.0**64
-                for key in self.table["key"].to_pylist()
-            ),
-            dtype=bool,
-            count=len(self),
-        )
-        return Index(self.table.filter(pa.array(held_out if which == "val" else ~held_out)))
+        if val_fraction == 0:
+            return self if which == "train" else Index(self.table.slice(0, 0))
+        least = math.ceil(val_fraction * 2.0**64)
+
+        def held_out(key: str) -> bool:
+            return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") < least
+
+        return self.where(held_out if which == "val" else lambda key: not held_out(key))
 
     def ref(self, i: int) -> VideoRef:
         """Where video `i` (row number) lies."""
@@ -198,25 +210,47 @@ class Index:
     def fingerprint(self) -> str:
         """16 hex digits over keys, sizes and durations in order: the same data in the same order, wherever it lies."""
         digest = hashlib.blake2b(digest_size=8)
-        for key in self.table["key"].to_pylist():
-            digest.update(key.encode() + b"\0")
+        for batch in self.table.select(["key"]).to_batches(max_chunksize=1 << 16):
+            digest.update("".join(f"{key}\0" for key in batch.column(0).to_pylist()).encode())
         for name in ("size", "duration_s"):
             digest.update(np.ascontiguousarray(self.column(name), dtype=np.float64).tobytes())
         return digest.hexdigest()
 
 
+PLAN_COLUMNS = ("key", "source", "offset", "size", "rate", "duration_s", "reason")
+"""What a sampling plan and its clips need of an index."""
+
+
 def read_index(uri: str) -> Index:
     """The index at `uri` (Parquet). Raises NotFoundError, StorageError, LawmError for another kind of file."""
+    pieces = [piece.table for piece in read_pieces(uri, INDEX_SCHEMA.names)]
+    return Index(pa.concat_tables(pieces) if pieces else INDEX_SCHEMA.empty_table())
+
+
+def read_pieces(uri: str, columns: Sequence[str] = PLAN_COLUMNS) -> Iterator[Index]:
+    """The index at `uri` piece by piece, or some columns of it, `source` then dictionary-encoded. Raises as
+    `read_index`."""
+    whole = len(columns) == len(INDEX_SCHEMA.names)
+    schema = INDEX_SCHEMA if whole else pa.schema([_slim(INDEX_SCHEMA.field(name)) for name in columns])
     with storage.open_file(uri) as file:
         try:
-            table = pq.read_table(file)
+            found = pq.ParquetFile(file, read_dictionary=[] if whole else ["source"])
+            names = found.schema_arrow.names
+            missing = [name for name in INDEX_SCHEMA.names if name not in names]
+            if missing:
+                raise LawmError(
+                    f"{uri}: not an index, it lacks the columns {', '.join(missing)}. Make one with `lawm index`"
+                )
+            for group in range(found.num_row_groups):
+                table = found.read_row_group(group, columns=schema.names)
+                yield Index(table.select(schema.names).cast(schema))
         except pa.ArrowInvalid as error:
             said = str(error).splitlines()[0]
             raise LawmError(f"{uri}: not a Parquet file ({said}). Make one with `lawm index`") from None
-    missing = [name for name in INDEX_SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise LawmError(f"{uri}: not an index, it lacks the columns {', '.join(missing)}. Make one with `lawm index`")
-    return Index(table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA))
+
+
+def _slim(field: pa.Field) -> pa.Field:
+    return field.with_type(pa.dictionary(pa.int32(), pa.string())) if field.name == "source" else field
 
 
 def write_index(index: Index | pa.Table | Iterable[pa.Table], uri: str) -> None:

@@ -46,7 +46,7 @@ def test_batches_come_in_the_plans_order_with_the_right_clips(small_set: SmallSe
     for i, position in enumerate(positions):
         batch, k = found[i // 4], i % 4
         sample = reader.sample(int(position))
-        assert (sample.key, sample.start_s) == (reader.keys[rows.video[i]], rows.start_s[i])
+        assert (sample.key, sample.start_s) == (list(reader.index.keys())[rows.video[i]], rows.start_s[i])
         assert batch.frames_BFCHW is not None and batch.actions_BTA is not None and batch.refused == ()
         assert torch.equal(batch.frames_BFCHW[k], torch.from_numpy(sample.frames))
         first = round(sample.start_s * 4)
@@ -98,13 +98,13 @@ def test_splits_share_no_video_and_labels_limit_them(small_set: SmallSet, tmp_pa
     from small_runs import write_labels
 
     config = tiny_with(data__index=small_set.index, data__val_fraction=0.5)
-    train, val = set(ClipReader(config, "train").keys), set(ClipReader(config, "val").keys)
-    assert not train & val and train | val == set(ClipReader(config, "all").keys) == set(small_set.keys)
+    train, val = (set(ClipReader(config, which).index.keys()) for which in ("train", "val"))
+    assert not train & val and train | val == set(ClipReader(config, "all").index.keys()) == set(small_set.keys)
     some = sorted(train)[:2]
     labels = write_labels(some, tmp_path / "some.parquet")
     partly = tiny_with(data__index=small_set.index, data__val_fraction=0.5, data__labels=labels)
-    assert set(ClipReader(partly, "train", labelled=True).keys) == set(some)
-    assert set(ClipReader(partly, "train").keys) == train  # actions where there are some
+    assert set(ClipReader(partly, "train", labelled=True).index.keys()) == set(some)
+    assert set(ClipReader(partly, "train").index.keys()) == train  # actions where there are some
     samples = [ClipReader(partly, "train").sample(p) for p in range(len(ClipReader(partly, "train").plan))]
     assert {s.key for s in samples if s.actions is not None} == set(some)
 
@@ -128,7 +128,7 @@ def test_data_that_cannot_serve_is_one_line(small_set: SmallSet, fields: dict, o
 
 def test_keys_choose_videos(small_set: SmallSet) -> None:
     reader = ClipReader(tiny_with(data__index=small_set.index, data__keys="0[0-4]*"), "all")
-    assert sorted(reader.keys) == [f"{i:02d}.mp4" for i in range(5)]
+    assert sorted(reader.index.keys()) == [f"{i:02d}.mp4" for i in range(5)]
 
 
 def test_labels_that_do_not_cover_the_index_are_refused(small_set: SmallSet, tmp_path: Path) -> None:

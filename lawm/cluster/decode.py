@@ -9,7 +9,7 @@ import ray
 
 from lawm.clips import BadClip, ClipReader, Sample, open_reader
 from lawm.config import Config
-from lawm.sampling import Cursor
+from lawm.sampling import Cursor, PlanArrays
 from lawm.shards import Index
 
 CLIPS_PER_BLOCK = 8
@@ -17,21 +17,25 @@ CLIPS_PER_BLOCK = 8
 
 @functools.lru_cache(maxsize=2)
 def _reader(config_json: str, kind: str, table: Any) -> ClipReader:
-    """The reader of a decode worker, opened once per process. The index comes from the object store."""
-    return open_reader(Config.model_validate_json(config_json), kind, index=Index(ray.get(table.ref)))
+    """The reader of a decode worker, opened once per process. Index and plan lie in the object store, for all."""
+    index, slots, ends = ray.get(list(table.refs))
+    return open_reader(
+        Config.model_validate_json(config_json), kind, index=Index(index), arrays=PlanArrays(slots, ends)
+    )
 
 
 class Table:
-    """An object reference that can be a cache key."""
+    """A reader's index and plan in the object store; can be a cache key."""
 
-    def __init__(self, ref: Any) -> None:
-        self.ref = ref
+    def __init__(self, reader: ClipReader) -> None:
+        held = reader.plan.held
+        self.refs = tuple(ray.put(part) for part in (reader.index.table, held.slots, held.ends))
 
     def __hash__(self) -> int:
-        return hash(self.ref)
+        return hash(self.refs)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Table) and self.ref == other.ref
+        return isinstance(other, Table) and self.refs == other.refs
 
 
 def decode_rows(

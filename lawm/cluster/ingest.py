@@ -41,9 +41,7 @@ def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: I
     Rows beyond those are decoded only if they are asked for: the streaming executor holds back.
     """
     reader = open_reader(config, kind, index=index)
-    table = Table(ray.put(reader.index.table))
-    # The executor must not see the plan's split again: the table is the split.
-    whole = config.model_copy(update={"data": config.data.model_copy(update={"val_fraction": 0.0})})
+    table = Table(reader)
     # Quarantine lets LEAST_BAD refused clips pass on each worker before it looks at their share.
     spare = LEAST_BAD * max(config.cluster.workers, 1)
     rows = math.ceil((clips + spare) / (1 - config.data.max_bad_fraction)) + CLIPS_PER_BLOCK
@@ -59,7 +57,7 @@ def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: I
     selector = label_selector(config.cluster, DECODE)
     if selector:
         remote["label_selector"] = selector
-    where = {"config_json": whole.model_dump_json(), "kind": kind, "table": table}
+    where = {"config_json": config.model_dump_json(), "kind": kind, "table": table}
     return ray.data.range(rows, override_num_blocks=tasks).map_batches(
         decode_rows,  # type: ignore[arg-type]  # Ray's annotation knows no further arguments
         batch_size=None,
