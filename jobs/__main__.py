@@ -8,7 +8,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from jobs._cli import job_names, run_job
+from jobs._cli import job_module, job_names, run_job
 from lawm import __version__
 from lawm.config import LawmError
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         close = difflib.get_close_matches(name, jobs, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise LawmError(f"{args[0]}: no such job.{hint} There are: {', '.join(jobs)}")
-    job = importlib.import_module(f"jobs.{name}")
+    job = importlib.import_module(job_module(name))
     return int(job.main(args[1:]))
 
 

@@ -157,12 +157,19 @@ def _say(line: str) -> None:
 
 
 # ---------------------------------------------------------------- the list of jobs
+def job_module(name: str) -> str:
+    """The module of the job of that name."""
+    hides = (Path(__file__).parent / f"{name}_.py").exists()
+    return f"jobs.{name}_" if hides else f"jobs.{name}"
+
+
 def job_names() -> dict[str, str]:
-    """Every job and the first line of its docstring, read without importing it."""
+    """Every job and the first line of its docstring, read without importing it. A file whose name would hide a
+    module of the standard library ends in an underscore."""
     folder = Path(__file__).parent
     found = {}
     for path in sorted(folder.glob("*.py")):
         if not path.name.startswith("_"):
             doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            found[path.stem] = doc.partition("\n")[0]
+            found[path.stem.rstrip("_")] = doc.partition("\n")[0]
     return found

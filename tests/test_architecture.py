@@ -43,6 +43,7 @@ ORDER = [
     "evaluation",
     "planning",
     "report",
+    "inspection",
     "cluster",
 ]
 CLUSTER_ORDER = [

@@ -14,7 +14,7 @@ from small_runs import SmallSet, tiny_with
 
 from jobs import __main__ as lawm
 from jobs import submit
-from jobs._cli import base_parser, describe, job_names, one_line, resolve_config, run_job
+from jobs._cli import base_parser, describe, job_module, job_names, one_line, resolve_config, run_job
 from lawm.clips import ClipReader
 from lawm.cluster.session import Need, Session
 from lawm.config import LawmError, override
@@ -147,7 +147,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 def test_every_job_is_a_decorated_main() -> None:
     for name in JOBS:
-        main = importlib.import_module(f"jobs.{name}").main
+        main = importlib.import_module(job_module(name)).main
         assert hasattr(main, "__wrapped__"), f"jobs/{name}.py: main is not decorated with run_job"
 
 
