@@ -13,11 +13,9 @@ from __future__ import annotations  # Packet takes its parameter in annotations 
 import contextlib
 import itertools
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any, Literal, TypeVar
 
 import av
@@ -26,11 +24,11 @@ import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from lawm import packets, storage
 from lawm.config import ClipSpec, LawmError, VideoLimits
+from lawm.cutting import Cutter, shape
 from lawm.packets import Held
 from lawm.shards import VideoRef, empty_row
 
@@ -47,7 +45,6 @@ _HELD_BYTES = 512 << 20
 """Compressed bytes of one clip, with what comes before it back to a key frame, that may be held in memory."""
 _TABLE_BYTES = 64 << 20
 """From this size on, and on S3, `probe` takes times from an mp4's own table and does not read the whole file."""
-_MAX_ASPECT = 16
 T = TypeVar("T")
 
 
@@ -423,55 +420,6 @@ def _all_frames(video: _Video, damages: list[tuple[float, int]]) -> Iterator[tup
             yield video.at(frame.pts), frame
 
 
-class _Cutter:
-    """Frame -> uint8 [3, size, size]: resized (antialiased) straight from the decoder's format, turned, cropped."""
-
-    def __init__(self, video: _Video, spec: ClipSpec, seed: int) -> None:
-        self.video, self.spec = video, spec
-        self.reformatter = VideoReformatter()
-        rng = random.Random(seed)
-        # One crop for the whole clip: V-JEPA 2's area and aspect, and a place.
-        self.area, self.ratio = rng.uniform(0.3, 1.0), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        self.place = rng.random(), rng.random()
-
-    def __call__(self, frame: VideoFrame) -> np.ndarray:
-        video, size = self.video, self.spec.size
-        width, height, turns = shape(frame, video.stream)
-        if frame.width * frame.height > video.limits.max_pixels:
-            limit = video.limits.max_pixels
-            raise video.error("too_large", f"{frame.width} x {frame.height} pixels, the limit is {limit}")
-        if max(width, height) > _MAX_ASPECT * min(width, height):
-            raise video.error("bad_shape", f"{width} x {height} pixels, longer than {_MAX_ASPECT} times its width")
-        if self.spec.crop == "center":
-            short = round(size * 292 / 256)
-            wide, high = round(width * short / min(width, height)), round(height * short / min(width, height))
-            x, y = round((wide - size) / 2), round((high - size) / 2)
-        else:
-            cut_w = min(width, math.sqrt(self.area * width * height * self.ratio))
-            cut_h = min(height, math.sqrt(self.area * width * height / self.ratio))
-            wide, high = round(width * size / cut_w), round(height * size / cut_h)
-            x, y = int(self.place[0] * (wide - size + 1)), int(self.place[1] * (high - size + 1))
-        across, down = (high, wide) if turns % 2 else (wide, high)
-        small = self.reformatter.reformat(
-            frame, across, down, "gbrp", interpolation="BILINEAR", src_color_range=frame.color_range or None, threads=1
-        )
-        out = np.empty((3, size, size), np.uint8)
-        for channel, plane in ((0, small.planes[2]), (1, small.planes[0]), (2, small.planes[1])):
-            pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:down, :across]
-            out[channel] = np.rot90(pixels, turns)[y : y + size, x : x + size]
-        return out
-
-
-def shape(frame: VideoFrame, stream: VideoStream) -> tuple[int, int, int]:
-    """(width, height, quarter turns to the left) of a frame as it is to be displayed, pixels made square."""
-    turns = round(frame.rotation / 90) % 4
-    width, height = frame.width, frame.height
-    aspect = stream.sample_aspect_ratio
-    if aspect and Fraction(1, 4) <= aspect <= 4 and aspect != 1:
-        width = max(1, round(width * aspect))
-    return (height, width, turns) if turns % 2 else (width, height, turns)
-
-
 def decode_clip(ref: VideoRef, start_s: float, spec: ClipSpec, limits: VideoLimits, seed: int = 0) -> Clip:
     """Decodes `spec.frames` frames at `spec.fps` of physical time from `start_s` (seconds from the first frame).
 
@@ -498,9 +446,25 @@ def _clip(video: _Video, start_s: float, spec: ClipSpec, seed: int, decode: Any)
     wanted_F = start_s + np.arange(spec.frames) / spec.fps
     frames_FCHW = np.empty((spec.frames, 3, spec.size, spec.size), np.uint8)
     seconds_F = np.full(spec.frames, np.nan)
-    for i, at, picture in decode(video, wanted_F, spec, _Cutter(video, spec, seed)):
+    for i, at, picture in decode(video, wanted_F, spec, Cutter(video.stream, video.limits, video.error, spec, seed)):
         frames_FCHW[i], seconds_F[i] = picture, at
     return Clip(frames_FCHW, seconds_F, video.ref, start_s)
+
+
+def decode_whole(ref: VideoRef, times_F: np.ndarray, fps: float, short: int, limits: VideoLimits) -> np.ndarray:
+    """The whole pictures on display at ascending `times_F` (seconds from the first frame; none may be half a
+    sampling interval of `fps` away): uint8 RGB [F, 3, H, W], even H and W, the shorter `short` pixels or what the
+    video has. Raises as `decode_clip`."""
+    deadline, spec = time.monotonic() + limits.timeout_s, ClipSpec(fps=fps)
+    for decode in (_fast, _plain):
+        with contextlib.suppress(_Irregular), _open(ref, limits, deadline) as video:
+            video.set_up_decoder(explode=decode is _fast)
+            found: dict[int, np.ndarray] = {}
+            cut = Cutter(video.stream, limits, video.error, spec, whole=short)
+            for i, _, picture in decode(video, times_F, spec, cut):
+                found[i] = picture
+            return np.stack([found[i] for i in range(len(times_F))])
+    raise AssertionError("the plain way is never irregular")
 
 
 # ---------------------------------------------------------------- probing

@@ -22,6 +22,7 @@ ORDER = [
     "storage",
     "shards",
     "packets",
+    "cutting",
     "video",
     "datasets",
     "sampling",

@@ -1,0 +1,82 @@
+"""A decoded frame -> pixels: resized straight from the decoder's format, turned as it is to be shown, cropped."""
+
+from __future__ import annotations  # VideoStream takes its parameter in annotations only
+
+import math
+import random
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from lawm.config import ClipSpec, VideoLimits
+
+_MAX_ASPECT = 16
+
+
+class Cutter:
+    """Frame -> uint8 [3, size, size] as the clip says; with `whole`, the whole picture [3, H, W] with even sides, the
+    shorter `whole` pixels or what the frame has. `error(reason, detail)` makes what is raised for frames too large."""
+
+    def __init__(
+        self,
+        stream: VideoStream,
+        limits: VideoLimits,
+        error: Callable[..., Exception],
+        spec: ClipSpec,
+        seed: int = 0,
+        whole: int | None = None,
+    ) -> None:
+        self.stream, self.limits, self.error, self.spec, self.whole = stream, limits, error, spec, whole
+        self.reformatter = VideoReformatter()
+        rng = random.Random(seed)
+        # One crop for the whole clip: V-JEPA 2's area and aspect, and a place.
+        self.area, self.ratio = rng.uniform(0.3, 1.0), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        self.place = rng.random(), rng.random()
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        width, height, turns = shape(frame, self.stream)
+        if frame.width * frame.height > self.limits.max_pixels:
+            limit = self.limits.max_pixels
+            raise self.error("too_large", f"{frame.width} x {frame.height} pixels, the limit is {limit}")
+        if max(width, height) > _MAX_ASPECT * min(width, height):
+            raise self.error("bad_shape", f"{width} x {height} pixels, longer than {_MAX_ASPECT} times its width")
+        wide, high, x, y, out_w, out_h = self._place(width, height)
+        across, down = (high, wide) if turns % 2 else (wide, high)
+        small = self.reformatter.reformat(
+            frame, across, down, "gbrp", interpolation="BILINEAR", src_color_range=frame.color_range or None, threads=1
+        )
+        out = np.empty((3, out_h, out_w), np.uint8)
+        for channel, plane in ((0, small.planes[2]), (1, small.planes[0]), (2, small.planes[1])):
+            pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:down, :across]
+            out[channel] = np.rot90(pixels, turns)[y : y + out_h, x : x + out_w]
+        return out
+
+    def _place(self, width: int, height: int) -> tuple[int, int, int, int, int, int]:
+        """(width and height to resize to, left and upper edge of the crop, its width and height)."""
+        size = self.spec.size
+        if self.whole is not None:
+            scale = min(self.whole / min(width, height), 1.0)
+            wide, high = (max(2, 2 * round(side * scale / 2)) for side in (width, height))
+            return wide, high, 0, 0, wide, high
+        if self.spec.crop == "center":
+            short = round(size * 292 / 256)
+            wide, high = round(width * short / min(width, height)), round(height * short / min(width, height))
+            return wide, high, round((wide - size) / 2), round((high - size) / 2), size, size
+        cut_w = min(width, math.sqrt(self.area * width * height * self.ratio))
+        cut_h = min(height, math.sqrt(self.area * width * height / self.ratio))
+        wide, high = round(width * size / cut_w), round(height * size / cut_h)
+        return wide, high, int(self.place[0] * (wide - size + 1)), int(self.place[1] * (high - size + 1)), size, size
+
+
+def shape(frame: VideoFrame, stream: VideoStream) -> tuple[int, int, int]:
+    """(width, height, quarter turns to the left) of a frame as it is to be displayed, pixels made square."""
+    turns = round(frame.rotation / 90) % 4
+    width, height = frame.width, frame.height
+    aspect = stream.sample_aspect_ratio
+    if aspect and Fraction(1, 4) <= aspect <= 4 and aspect != 1:
+        width = max(1, round(width * aspect))
+    return (height, width, turns) if turns % 2 else (width, height, turns)
