@@ -51,7 +51,7 @@ def as_way(config: Config, way: dict[str, Any], args: Any, steps: int, stop: boo
     log = max(steps // 30, 1)
     loop = TrainConfig(steps=steps, batch=16, log_every=log, checkpoint_every=steps)
     monitor = {} if stop else {"stop_below": 0.0}
-    tuning = FineTuneConfig(lr=args.lr, momentum=args.momentum, **monitor, **way)
+    tuning = FineTuneConfig(lr=args.lr, momentum=args.momentum, gradient_checkpointing=False, **monitor, **way)
     return config.model_copy(update={"train": loop, "fine_tune": tuning})
 
 
@@ -102,11 +102,11 @@ def main(argv: list[str] | None = None) -> int:
     made = parser(__doc__)
     made.add_argument("--data", type=Path, default=Path("runs/fine_tune"), metavar="FOLDER")
     made.add_argument("--lr", type=float, default=1e-4, help="of the encoder (default: %(default)s)")
-    made.add_argument("--momentum", type=float, default=0.996)
+    made.add_argument("--momentum", type=float, default=0.99)
     made.add_argument("--steps", type=int, default=0, metavar="N")
     made.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY")
     args = made.parse_args(argv)
-    steps = args.steps or (10 if args.quick else 400)
+    steps = args.steps or (10 if args.quick else 300)
     config = pusht(args.data, 24 if args.quick else 150)
     count = 32 if args.quick else 256
 
