@@ -97,26 +97,32 @@ def transcode(ref: VideoRef, row: dict[str, Any], clip_fps: float, spec: Prepare
     times = max(1, min(most, math.floor(1.01 * row["rate"] / clip_fps)))
     for each in sorted({times, 1}, reverse=True):
         try:
-            return _encoded(ref, wanted_times(row, clip_fps, each * clip_fps), each * clip_fps, spec, limits)
+            return _encoded(ref, wanted_times(row, clip_fps, each * clip_fps), each * clip_fps, each, spec, limits)
         except VideoError as error:
             if error.reason != "bad_timestamps" or each == 1:
                 raise
     raise AssertionError("not reached")
 
 
-def _encoded(ref: VideoRef, times_N: np.ndarray, fps: float, spec: PrepareSpec, limits: VideoLimits) -> bytes:
+def _encoded(
+    ref: VideoRef, times_N: np.ndarray, fps: float, each: int, spec: PrepareSpec, limits: VideoLimits
+) -> bytes:
     # faststart (the table before the frames, for one ranged read on S3) needs a real file.
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
-        _encode(file.name, ref, times_N, fps, spec, limits)
+        _encode(file.name, ref, times_N, fps, each, spec, limits)
         return Path(file.name).read_bytes()
 
 
-def _encode(path: str, ref: VideoRef, times_N: np.ndarray, fps: float, spec: PrepareSpec, limits: VideoLimits) -> None:
+def _encode(
+    path: str, ref: VideoRef, times_N: np.ndarray, fps: float, each: int, spec: PrepareSpec, limits: VideoLimits
+) -> None:
+    # Of `each` frames one is a clip's; the others are B-frames that nothing refers to, which a decoder leaves out.
+    options = {"crf": str(spec.crf), "preset": "fast", "tune": "fastdecode", "threads": "1"}
+    options |= {"bf": str(each - 1), "b_strategy": "0", "sc_threshold": "0", "x264-params": "b-pyramid=none"}
     with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
-        options = {"crf": str(spec.crf), "preset": "fast", "bf": "0", "threads": "1", "tune": "fastdecode"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.gop_size = spec.gop
+        stream.codec_context.gop_size = math.ceil(spec.gop / each) * each
         stream.codec_context.thread_count = 1
         shape: tuple[int, ...] | None = None
         for first in range(0, len(times_N), FRAMES_AT_ONCE):
