@@ -5,6 +5,7 @@ import ast
 import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -65,6 +66,11 @@ def resolve_config(args: argparse.Namespace, base: Config | None = None) -> Conf
     Raises ConfigError.
     """
     return apply_settings(base if base is not None else recipe(args.recipe), args.overrides)
+
+
+def split_settings(text: str) -> list[str]:
+    """'A=1 B.C={"x": 2}' -> ['A=1', 'B.C={"x": 2}']: several settings in one argument."""
+    return re.split(r"\s+(?=[A-Za-z_][\w.]*=)", text.strip())
 
 
 def apply_settings(config: Config, settings: Iterable[str], option: str = "--set") -> Config:

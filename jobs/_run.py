@@ -166,6 +166,7 @@ def run_training(
     from lawm.clips import open_reader
     from lawm.cluster.fit import needs
     from lawm.cluster.session import start
+    from lawm.fine_tune import check_fine_tuning
     from lawm.latent_action import collapse_warning
     from lawm.objective import parameter_counts
     from lawm.train import local_batch, settings
@@ -178,6 +179,8 @@ def run_training(
         from lawm.population import check_population
 
         check_population(list(members))
+    for one in members or [config]:
+        check_fine_tuning(one)
     if args.dry_run:
         if videos:
             from lawm.cluster.index import check_places
@@ -186,6 +189,10 @@ def run_training(
         clips: int | None = None
         if config.data.index or config.data.cache:
             clips = len(open_reader(config, kind).plan)
+            for member in members:
+                open_reader(member, kind)
+        for member in members:
+            parameter_counts(member)  # builds it
         counts = {name: f"{count:,}" for name, count in parameter_counts(config).items()}
         more = {"clips_trained_on": loop.steps * loop.batch, "parameters": counts, "videos": list(videos), "out": out}
         if members:
@@ -245,7 +252,13 @@ def index_for_run(
     from lawm.shards import read_index
 
     where = storage.join(out, "index.parquet")
-    if not any(map(newest_checkpoint, runs)) or not storage.exists(where):
+    # A population and a single run may have lain in one folder.
+    others = (
+        {uri.rsplit("/step_", 1)[0] for uri, _ in storage.list_files(out, ("checkpoint.json",))}
+        if (storage.exists(out))
+        else set()
+    )
+    if not any(map(newest_checkpoint, {*runs, *others})) or not storage.exists(where):
         return build(videos, where, config)
     candidate = storage.join(out, "candidate.parquet")
     report = build(videos, candidate, config)

@@ -22,19 +22,20 @@ def main(argv: list[str] | None = None) -> int:
     if config.data.index is None:
         raise LawmError("no index: give --index URI (see `lawm index`)")
 
-    from lawm.cluster.encode import chunks, encode_index, needs
+    from lawm.cluster.encode import chunks, encode_index, needs, whole_clips
     from lawm.cluster.session import start
     from lawm.shards import read_index
 
     if args.dry_run:
+        whole = whole_clips(config)
         index = read_index(config.data.index).usable()
-        frames = sum(piece.frames for chunk in chunks(index, config.data.clip.fps) for _, piece in chunk)
+        frames = sum(piece.frames for chunk in chunks(index, config.data.clip.fps, whole) for _, piece in chunk)
         describe(config, needs(config), None, frames=frames, videos=len(index), out=storage.absolute(args.out))
         return 0
     with start(config.cluster, needs=needs(config)), counted("encode") as show:
         report = encode_index(config, args.out, lambda done, total: show(done, total, "frames"))
     kept = f", {report.kept_parts} parts by an earlier run" if report.kept_parts else ""
-    print(f"{report.frames} states of {report.videos} videos in {storage.absolute(args.out)}{kept}")
+    print(f"states of {report.frames} frames of {report.videos} videos in {storage.absolute(args.out)}{kept}")
     for key, reason in list(report.refused.items())[:10]:
         print(f"refused: {key}: {reason}")
     return 0

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from lawm.checkpoint import read_about
     from lawm.clips import ClipReader
-    from lawm.cluster.evaluate import check_context, evaluate, needs
+    from lawm.cluster.evaluate import check_asked, evaluate, needs
     from lawm.cluster.session import start
     from lawm.report import print_table, results_table
 
@@ -42,9 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         for uri in (args.deterministic, args.unconstrained, args.controller):
             if uri:
                 read_about(uri)
-        check_context(config)
-        there = len(ClipReader(config, config.evaluate.split).plan)
-        describe(config, needs(config), min(config.evaluate.clips, there), evaluations=args.which)
+        reader = ClipReader(config, config.evaluate.split)
+        baselines = [uri for uri in (args.deterministic, args.unconstrained) if uri]
+        check_asked(config, args.checkpoint, args.which, baselines, reader)
+        describe(config, needs(config), min(config.evaluate.clips, len(reader.plan)), evaluations=args.which)
         return 0
     given = (args.deterministic, args.unconstrained, args.controller)
     deterministic, unconstrained, controller = (storage.absolute(uri) if uri else None for uri in given)

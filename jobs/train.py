@@ -10,10 +10,9 @@ Several coefficients in one run, on clips that are decoded and encoded once; eac
 Run the same command again after an interruption: it goes on from the newest checkpoint.
 """
 
-import shlex
 import sys
 
-from jobs._cli import apply_settings, base_parser, resolve_config, run_job
+from jobs._cli import apply_settings, base_parser, resolve_config, run_job, split_settings
 from jobs._run import add_data_arguments, run_training, with_data
 from lawm.config import LawmError
 
@@ -43,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     config = resolve_config(args, with_data(resolve_config(args), args))
     if not (args.videos or config.data.index or config.data.cache):
         raise LawmError("nothing to train on: give --videos FOLDER, --index URI or --cache URI")
-    members = [apply_settings(config, shlex.split(settings), "--member") for settings in args.members]
+    members = [apply_settings(config, split_settings(settings), "--member") for settings in args.members]
     return run_training(args, config, "latent_action", None, args.videos, members)
 
 

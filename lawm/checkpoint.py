@@ -18,6 +18,7 @@ from lawm.config import Config, LawmError, differing_fields, parse_config
 from lawm.encoder import Encoder
 from lawm.objective import ControllerObjective, DecoderObjective, LatentActionObjective, Objective
 from lawm.sampling import Cursor
+from lawm.state_cache import StateCache
 from lawm.storage import NotFoundError, delete, exists, is_s3, join, list_files, read_bytes, write_bytes
 
 FORMAT = 1
@@ -196,6 +197,31 @@ def check_encoder(checkpoint: Checkpoint, model: LatentActionObjective, where: s
         raise LawmError(
             f"{where} was trained on encoder {checkpoint.encoder_fingerprint}, this config builds {found}: "
             "the encoder's weights are not the same; give the same file with --set encoder.weights=PATH"
+        )
+
+
+def check_cache(cache: StateCache, config: Config, model: LatentActionObjective) -> None:
+    """Raises LawmError where the cache does not hold the states that the model sees."""
+    if model.fine_tuned:
+        raise LawmError("no state cache holds the states of an encoder that was trained: give --index, not --cache")
+    cache.check(config, model.encoder.fingerprint())
+
+
+def check_free_of_the_past(cache: StateCache | None, what: str) -> None:
+    """Raises LawmError where states have to be made of frames in another company than the cache's."""
+    if cache is not None and cache.looks_back:
+        raise LawmError(
+            f"{what} encodes frames without those that came before them in the cache, and this encoder looks back in "
+            "time: give --index, not --cache"
+        )
+
+
+def check_baseline(model: Config, baseline: Config, uri: str) -> None:
+    """Raises LawmError where errors of the two are errors in different states."""
+    if any(config.fine_tune.target != "off" for config in (model, baseline)):
+        raise LawmError(
+            f"{uri}: its errors cannot be set beside the model's, because an encoder was trained (fine_tune.target) "
+            "and their states are not the same; compare frozen encoders"
         )
 
 

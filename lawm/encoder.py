@@ -30,7 +30,6 @@ class Encoder(nn.Module):
     tokens: int
     frames_per_state: int = 1
     looks_back: bool = False
-    """Whether a state depends on earlier frames of its clip, and so on where the clip starts."""
     mean: Tensor
     std: Tensor
 
@@ -146,10 +145,14 @@ class TimmStates(Encoder):
         return states.unflatten(0, frames_BFCHW.shape[:2])
 
 
+def looks_back(config: EncoderConfig) -> bool:
+    """Whether a state depends on earlier frames of its clip, and so on where the clip starts."""
+    return isinstance(config, VJepa2Encoder) and config.causality != "duplicate"
+
+
 def states_per_clip(config: EncoderConfig, clip: ClipSpec) -> int:
     """States that the encoder makes of a clip: one a frame, or one a tubelet of two (repeated) frames."""
-    tubelets = isinstance(config, VJepa2Encoder) and config.causality != "duplicate" and clip.duplicate == 1
-    return clip.frames // VJepa2States.TUBELET if tubelets else clip.frames
+    return clip.frames // VJepa2States.TUBELET if looks_back(config) and clip.duplicate == 1 else clip.frames
 
 
 class VJepa2States(Encoder):
@@ -177,8 +180,8 @@ class VJepa2States(Encoder):
         width, depth, heads, hidden = VJEPA2_SIZES[config.size]
         self.config = config
         self.state_width, self.tokens = width, (clip.size // self.PATCH) ** 2
-        self.frames_per_state = 1 if config.causality == "duplicate" else self.TUBELET
-        self.looks_back = config.causality != "duplicate"
+        self.looks_back = looks_back(config)
+        self.frames_per_state = self.TUBELET if self.looks_back else 1
         self.head_dim = width // heads
         self.embed = nn.Linear(3 * self.TUBELET * self.PATCH**2, width)
         self.blocks = nn.ModuleList(Block(width, heads, hidden / width) for _ in range(depth))

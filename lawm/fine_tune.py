@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lawm.config import ClipSpec, FineTuneConfig, LawmError
+from lawm.config import ClipSpec, Config, FineTuneConfig, LawmError, PixelsEncoder
 from lawm.encoder import Encoder
 from lawm.latent_action import effective_rank
 
@@ -49,11 +49,19 @@ class FineTuning(nn.Module):
             kept.lerp_(new, share)
 
 
+def check_fine_tuning(config: Config) -> None:
+    """Raises LawmError where fine-tuning is on and the encoder or the data cannot be learnt from."""
+    if config.fine_tune.target == "off":
+        return
+    if isinstance(config.encoder, PixelsEncoder):
+        raise LawmError("fine_tune.target: the pixels encoder has no weights to train; set it to off")
+    if config.data.cache is not None:
+        raise LawmError("fine_tune learns from frames: train it from videos, not from a state cache")
+
+
 def thawed(encoder: Encoder, clip: ClipSpec) -> Encoder:
     """A copy whose weights learn: those that a state depends on (the layers behind `stage` do not)."""
     copied = copy.deepcopy(encoder).requires_grad_(True)
-    if not any(True for _ in copied.parameters()):
-        raise LawmError("fine_tune.target: this encoder has no weights to train; set it to off")
     frames = torch.zeros(1, 2, 3, clip.size, clip.size, dtype=torch.uint8, device=copied.mean.device)
     copied.encode(frames).sum().backward()
     for parameter in copied.parameters():
@@ -62,27 +70,34 @@ def thawed(encoder: Encoder, clip: ClipSpec) -> Encoder:
     return copied
 
 
+KEPT = ("state_std", "state_change", "state_rank")
+
+
 @torch.no_grad()
-def state_health(online_BTND: Tensor, original_BTND: Tensor) -> dict[str, float]:
-    """What the states have kept of the original's, as ratios: `state_std` (how clips and times differ, each token
-    against itself), `state_change` (from one state to the next), `state_rank` (effective rank over tokens)."""
+def state_figures(states_BTND: Tensor) -> dict[str, float]:
+    """`state_std` (how clips and times differ, each token against itself), `state_change` (from one state to the
+    next), `state_rank` (effective rank over tokens, the same ones for equal shapes), `state_scale` (mean size)."""
+    states = states_BTND.float()
+    rows = states.flatten(0, 2)
+    pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:RANK_ROWS]
+    return {
+        "state_std": float(states.flatten(0, 1).std(dim=0, correction=0).mean()),
+        "state_change": float((states[:, 1:] - states[:, :-1]).abs().mean()),
+        "state_rank": effective_rank(rows[pick.to(rows.device)].cpu()),
+        "state_scale": float(states.abs().mean()),
+    }
 
-    def figures(states: Tensor) -> tuple[float, float, float]:
-        states = states.float()
-        spread = states.flatten(0, 1).std(dim=0, correction=0).mean()
-        change = (states[:, 1:] - states[:, :-1]).abs().mean()
-        rows = states.flatten(0, 2)
-        rank = effective_rank(rows[:: max(len(rows) // RANK_ROWS, 1)][:RANK_ROWS].cpu())
-        return float(spread), float(change), rank
 
-    pairs = zip(figures(online_BTND), figures(original_BTND), strict=True)
-    names = ("state_std", "state_change", "state_rank")
-    return {name: now / max(then, 1e-12) for name, (now, then) in zip(names, pairs, strict=True)}
+def state_health(now: Mapping[str, float], then: Mapping[str, float]) -> dict[str, float]:
+    """What the states have kept of the original's, as ratios of `state_figures`; left out where the original's own
+    figure is nothing (still clips have no change to lose)."""
+    floor = 1e-6 * then["state_scale"]
+    return {name: now[name] / then[name] for name in KEPT if then[name] > max(floor, 1e-12)}
 
 
 def collapsing(metrics: Mapping[str, float], config: FineTuneConfig) -> str:
     """Why a run has to stop because its encoder's states collapse; else empty."""
-    kept = {name: metrics[name] for name in ("state_std", "state_change", "state_rank") if name in metrics}
+    kept = {name: metrics[name] for name in KEPT if name in metrics}
     if not kept or min(kept.values()) >= config.stop_below:
         return ""
     said = ", ".join(f"{name} {value:.3g}" for name, value in kept.items())

@@ -15,7 +15,7 @@ from lawm.config import Config, FineTuneConfig, LawmError, PixelsEncoder
 from lawm.controller import Controller
 from lawm.decoder import Decoder
 from lawm.encoder import Encoder, StateNorm, check_keys, encode_clips, frames_per_state, load_encoder
-from lawm.fine_tune import FineTuning, collapsing
+from lawm.fine_tune import FineTuning, check_fine_tuning, collapsing
 from lawm.latent_action import AdaptiveBottleneck, DiscreteBottleneck, LatentActionModel, LatentActions
 from lawm.layers import unpatchify
 from lawm.world_model import WorldModel
@@ -117,6 +117,8 @@ class LatentActionObjective(Objective):
 
     def __init__(self, config: Config, encoder: Encoder | None = None, learns: bool = True) -> None:
         super().__init__()
+        if learns:
+            check_fine_tuning(config)
         self.encoder = encoder if encoder is not None else load_encoder(config.encoder, config.data.clip)
         self.encoder_fingerprint = self.encoder.fingerprint
         """Of the encoder that the config names, whatever fine-tuning has made of it."""

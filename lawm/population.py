@@ -3,6 +3,7 @@
 Each member is what its own single run would be: same weights at the start, same clips, same random numbers.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,9 +12,10 @@ import torch
 from lawm.batches import local_batches
 from lawm.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, prune_checkpoints, step_of
 from lawm.clips import BadClip
-from lawm.config import Config, LawmError, differing_fields
+from lawm.config import Config, LawmError, RunStopped, differing_fields
 from lawm.objective import ClipBatch, LatentActionObjective
 from lawm.sampling import Cursor
+from lawm.storage import exists, join, read_bytes, write_bytes
 from lawm.train import (
     Batches,
     Report,
@@ -56,14 +58,33 @@ def encoded_batch(trainer: Trainer, batch: ClipBatch) -> ClipBatch:
     return ClipBatch(None, states, batch.actions_BTA, batch.positions_B, batch.refused)
 
 
+STOPPED = "stopped.json"
+
+
+def mark_stopped(run: str, why: str) -> None:
+    """Notes in a member's run folder that its own figures stopped it; a rerun of the population goes on without it."""
+    write_bytes(join(run, STOPPED), json.dumps({"reason": why}).encode())
+
+
+def stopped_members(runs: list[str]) -> dict[int, str]:
+    """Which members are marked as stopped, and why."""
+    found = {}
+    for i, run in enumerate(runs):
+        if exists(join(run, STOPPED)):
+            found[i] = str(json.loads(read_bytes(join(run, STOPPED)))["reason"])
+    return found
+
+
+def said_of(stopped: dict[int, str]) -> str:
+    return "; ".join(f"member {i}: {why}" for i, why in sorted(stopped.items()))
+
+
 def common_checkpoints(runs: list[str]) -> list[str | None]:
     """The checkpoint of each run at the newest step that all have; None for each where there is none at all.
 
     A kill between two members' checkpoints leaves some one checkpoint ahead. Raises LawmError where they stand
     further apart.
     """
-    if len(set(runs)) != len(runs):
-        raise LawmError(f"the members need run folders of their own, got {', '.join(runs)}")
     folders = [{step_of(folder): folder for folder in checkpoint_folders(run)} for run in runs]
     if not any(folders):
         return [None] * len(runs)
@@ -83,12 +104,14 @@ def train_population(
     batches: Batches,
     reports: Sequence[Report],
     after: Callable[[int, dict[str, float]], None],
+    on_stop: Callable[[int, str], None],
 ) -> None:
     """Trains K latent action models in step. `batches` and `reports` are as for `lawm.train.train`; `after` is
-    called when all members have reported a step, with the figures of the first that is left.
+    called when all members have reported a step, with the figures of the first that is left; `on_stop` where a
+    member's own figures stop it, and the others go on.
 
-    Raises LawmError where the configs differ elsewhere than in model and optimiser; and, once the others are done,
-    what stopped a member. ValueError where the members stand at different steps.
+    Raises LawmError where the configs differ elsewhere than in model and optimiser; ValueError where the members
+    stand at different steps.
     """
     check_population(configs)
     trainers = [Trainer(setup.objective, config, setup.resume) for setup, config in zip(setups, configs, strict=True)]
@@ -96,7 +119,7 @@ def train_population(
     if any((t.first, t.cursor) != (lead.first, lead.cursor) for t in trainers):
         raise ValueError("the members of a population start from one step")
     stream = batches(lead.cursor)
-    stopped: dict[int, str] = {}
+    stopped: set[int] = set()
     for step in range(lead.first, lead.loop.steps):
         began = time.perf_counter()
         batch = next(stream)
@@ -115,21 +138,24 @@ def train_population(
                 trainer.step(step, batch, waited)
                 if trainer.reports(step + 1):
                     report_step(trainer, step + 1, heard, setup.validation, None, setup.extra)
-            except LawmError as error:  # this member's own trouble
-                stopped[i] = str(error)
+            except RunStopped as error:
+                stopped.add(i)
+                on_stop(i, str(error))
         if said:
             after(step + 1, said[0])
         if len(stopped) == len(trainers):
             break
-    if stopped:
-        raise LawmError("; ".join(f"member {i}: {why}" for i, why in stopped.items()))
+
+
+def check_runs(configs: list[Config], runs: list[str]) -> None:
+    """Raises LawmError where the configs are no population, or the members lack run folders of their own."""
+    check_population(configs)
+    if len(set(runs)) != len(configs):
+        raise LawmError(f"{len(configs)} members need run folders of their own, got {', '.join(runs) or 'none'}")
 
 
 def prepare_population(configs: list[Config], runs: list[str]) -> list[Setup]:
     """Each member made ready, all on one encoder, to go on from the newest step that all have reached."""
-    check_population(configs)
-    if len(runs) != len(configs):
-        raise LawmError(f"{len(configs)} members need as many run folders, got {', '.join(runs) or 'none'}")
     setups: list[Setup] = []
     for config, run, newest in zip(configs, runs, common_checkpoints(runs), strict=True):
         encoder = model_of(setups[0].objective).encoder if setups else None
@@ -141,7 +167,19 @@ def fit_population_local(
     configs: list[Config], runs: list[str], progress: Callable[[int, dict[str, float]], None] | None = None
 ) -> list[str]:
     """Trains the members in this process, without Ray, each into its own run folder; resumes if they hold
-    checkpoints. `progress` hears of the first member. Returns the newest checkpoints. Raises LawmError."""
+    checkpoints. `progress` hears of the first member. Returns the newest checkpoints. Raises LawmError; once the
+    others are done, also what stopped a member, now or before."""
+    check_runs(configs, runs)
+    left = [i for i in range(len(runs)) if i not in stopped_members(runs)]
+    if left:
+        _fit_left([configs[i] for i in left], [runs[i] for i in left], progress)
+    if stopped := stopped_members(runs):
+        raise LawmError(said_of(stopped))
+    newest = [newest_checkpoint(run) for run in runs]
+    return [uri for uri in newest if uri is not None]
+
+
+def _fit_left(configs: list[Config], runs: list[str], progress: Callable[[int, dict[str, float]], None] | None) -> None:
     setups = prepare_population(configs, runs)
     steps = [setup.resume.step if setup.resume else 0 for setup in setups]
     writers = [RunWriter(run, config, step) for run, config, step in zip(runs, configs, steps, strict=True)]
@@ -161,6 +199,5 @@ def fit_population_local(
         if progress is not None:
             progress(step, metrics)
 
-    train_population(setups, configs, batches, [local_report(w, None) for w in writers], after)
-    newest = [newest_checkpoint(run) for run in runs]
-    return [uri for uri in newest if uri is not None]
+    reports = [local_report(writer, None) for writer in writers]
+    train_population(setups, configs, batches, reports, after, lambda i, why: mark_stopped(runs[i], why))

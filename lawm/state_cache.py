@@ -142,13 +142,18 @@ class StateCache:
         self._parts: dict[str, np.ndarray] = {}
 
     @property
+    def looks_back(self) -> bool:
+        """Whether the states depend on earlier frames of their clip."""
+        return "placement" in self.key
+
+    @property
     def index(self) -> Index:
         """The index of the videos in the cache, durations cut to what was encoded."""
         return read_index(join(self.uri, "index.parquet"))
 
     def check(self, config: Config, encoder_fingerprint: str) -> None:
         """Raises LawmError naming what differs, where the cache is not of this encoder and clip spec."""
-        wanted = cache_key(config, encoder_fingerprint, self.key["index"], looks_back="placement" in self.key)
+        wanted = cache_key(config, encoder_fingerprint, self.key["index"], looks_back=self.looks_back)
         wrong = [f"{k}: cache {self.key.get(k)!r}, config {v!r}" for k, v in wanted.items() if self.key.get(k) != v]
         if wrong:
             raise LawmError(

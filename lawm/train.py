@@ -21,6 +21,7 @@ from lawm.checkpoint import (
     EXECUTION,
     Checkpoint,
     build_objective,
+    check_cache,
     check_encoder,
     checkpoint_name,
     load_checkpoint,
@@ -30,9 +31,9 @@ from lawm.checkpoint import (
     save_checkpoint,
 )
 from lawm.clips import BadClip, ClipReader, first_clips, open_reader
-from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, differing_fields, parse_config
+from lawm.config import Config, LawmError, OptimizerConfig, RunStopped, TrainConfig, differing_fields, parse_config
 from lawm.encoder import Encoder
-from lawm.fine_tune import state_health
+from lawm.fine_tune import state_figures, state_health
 from lawm.latent_action import effective_rank
 from lawm.layers import Block
 from lawm.objective import (
@@ -50,6 +51,8 @@ CALIBRATION_CLIPS = 64
 """Clips of the plan's beginning from which data statistics are measured."""
 VALIDATION_CLIPS = 64
 """Held-out clips on which checkpoints are compared."""
+FIRST_LOSS = "first_prediction"
+"""In a checkpoint's `extra`: the run's first reported prediction loss, by which divergence is told."""
 
 Report = Callable[[int, dict[str, float], Checkpoint | None], None]
 Batches = Callable[[Cursor], Iterator[ClipBatch]]
@@ -111,7 +114,8 @@ class Trainer:
             self.module = nn.parallel.DistributedDataParallel(objective, device_ids=ids)
         self.module.train()
         self.bad_steps = 0
-        self._first_loss, self._reports_above = math.inf, 0
+        self._first_loss: float | None = resume.extra.get(FIRST_LOSS) if resume is not None else None
+        self._reports_above = 0
         self._consumed: list[int] = []
         self._latents: torch.Tensor | None = None
         self._states: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -143,7 +147,7 @@ class Trainer:
     def _skip(self, step: int) -> None:
         self.bad_steps += 1
         if self.bad_steps > self.loop.max_bad_steps:
-            raise LawmError(
+            raise RunStopped(
                 f"the loss was not finite in {self.bad_steps} steps (train.max_bad_steps = {self.loop.max_bad_steps}), "
                 f"last at step {step + 1}; lower optimizer.muon_lr and optimizer.adamw_lr, or look for bad input"
             )
@@ -166,17 +170,25 @@ class Trainer:
         if self._latents is not None and self._latents.shape[1] > 1:
             metrics["effective_rank"] = effective_rank(self._latents[:4096].cpu())
         if self._states is not None:
-            metrics |= mean_over_ranks(state_health(*self._states))
+            now, then = (mean_over_ranks(state_figures(states)) for states in self._states)
+            metrics |= state_health(now, then)
         return metrics
 
-    def trouble(self, metrics: dict[str, float]) -> str:
-        """Why the run has to stop, by figures that are the same on every rank; else empty."""
-        loss = metrics.get("prediction", 0.0)
-        if self._first_loss == math.inf:
+    @property
+    def suspicious(self) -> bool:
+        """Whether the last report was far above the first: no state to keep."""
+        return self._reports_above > 0
+
+    def trouble(self, done: int, metrics: dict[str, float]) -> str:
+        """Why the run has to stop after `done` steps, by figures that are the same on every rank; else empty."""
+        loss = metrics.get("prediction")
+        if loss is None:  # every step since the last report was skipped
+            return ""
+        if self._first_loss is None:
             self._first_loss = loss
         limit = self.loop.diverged_above * self._first_loss
         self._reports_above = self._reports_above + 1 if limit > 0 and loss > limit else 0
-        if self._reports_above == 3:
+        if self._reports_above == 3 or (self.suspicious and done == self.loop.steps):
             return (
                 f"the prediction loss has diverged: {loss:.3g}, and {self._first_loss:.3g} at first "
                 f"(train.diverged_above = {self.loop.diverged_above:g}); lower optimizer.muon_lr and optimizer.adamw_lr"
@@ -200,7 +212,7 @@ class Trainer:
             optimizer={k: v.to("cpu", copy=True) for k, v in self.optimizer.named_tensors().items()},
             encoder_fingerprint=self.fingerprint,
             parent=parent,
-            extra=extra or {},
+            extra=(extra or {}) | ({} if self._first_loss is None else {FIRST_LOSS: self._first_loss}),
             metrics=metrics,
         )
 
@@ -208,6 +220,9 @@ class Trainer:
 def compile_blocks(objective: Objective) -> None:
     """torch.compile of every transformer block, in place: names of weights stay as they are, and blocks of one
     shape share their code."""
+    # All blocks have one forward, and dynamo counts its graphs over all shapes, modes and models of a population.
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
     for module in objective.modules():
         if isinstance(module, Block):
             module.compile()
@@ -250,18 +265,18 @@ def report_step(
 ) -> None:
     """Figures, and where one is due a checkpoint with its validation loss, to `report`.
 
-    Raises LawmError, after the figures are reported and without a checkpoint, where the run has to stop.
+    Raises RunStopped, after the figures are reported and without a checkpoint, where the run has to stop.
     """
     metrics = trainer.metrics(done)
     checkpoint = None
-    trouble = trainer.trouble(metrics)
-    if trainer.saves(done) and not trouble:
+    trouble = trainer.trouble(done, metrics)
+    if trainer.saves(done) and not trouble and not trainer.suspicious:
         if validation:
             metrics |= validate(trainer.objective, validation, trainer.device, trainer.loop.precision)
         checkpoint = trainer.checkpoint(done, metrics, parent, extra)
     report(done, metrics, checkpoint)
     if trouble:
-        raise LawmError(f"stopped at step {done}: {trouble}")
+        raise RunStopped(f"stopped at step {done}: {trouble}")
 
 
 @torch.no_grad()
@@ -460,9 +475,7 @@ def prepare(
     torch.manual_seed(loop.seed)
     objective, on = build_objective(config, kind, parent, extra.get("action_dim"), encoder)
     if reader.cache is not None:
-        if model_of(objective).fine_tuning is not None:
-            raise LawmError("fine_tune learns from frames: train it from videos, not from a state cache")
-        reader.cache.check(config, model_of(objective).encoder.fingerprint())
+        check_cache(reader.cache, config, model_of(objective))
     newest = resume_from or newest_checkpoint(run)
     resume = load_checkpoint(newest, optimizer=True) if newest else None
     if resume is not None:

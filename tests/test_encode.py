@@ -9,6 +9,7 @@ import torch
 from small_runs import SmallSet, made_batch, tiny_with
 from test_fit import losses
 
+from lawm.checkpoint import check_free_of_the_past
 from lawm.clips import ClipReader
 from lawm.cluster.encode import chunks, encode_index
 from lawm.cluster.session import Session
@@ -71,6 +72,11 @@ def test_what_the_cache_does_not_hold_is_refused(ray_cluster: Session, small_set
     assert cache.frames_per_state == 2 and cache.window("00.mp4", 4, 4).shape == (2, 4, 80)
     with pytest.raises(IndexError):
         cache.window("00.mp4", 1, 4)
+    with pytest.raises(LawmError, match=r"^leakage encodes frames without those that came before them in the cache"):
+        check_free_of_the_past(cache, "leakage")
+    again = looking_back(small_set.index, data__cache_dtype="bfloat16")
+    with pytest.raises(LawmError, match=r"\(dtype = 'float16' there, 'bfloat16' now\)"):
+        encode_index(again, uri)
 
 
 def test_pieces_are_whole_clips(small_set: SmallSet) -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from small_runs import SmallSet, fine_tuned_config, losses_of, made_batch, made_batches, new_objective, tiny_with
 
-from lawm.checkpoint import Checkpoint, checkpoint_folders, load_checkpoint, load_model
-from lawm.config import Config, FineTuneConfig, LawmError, PixelsEncoder, TimmEncoder, override
+from lawm.checkpoint import Checkpoint, check_baseline, checkpoint_folders, load_checkpoint, load_model
+from lawm.config import Config, FineTuneConfig, LawmError, RunStopped, TimmEncoder, override
 from lawm.encoder import load_encoder
-from lawm.fine_tune import FineTuning, collapsing, state_health, thawed
+from lawm.fine_tune import FineTuning, check_fine_tuning, collapsing, state_figures, state_health, thawed
 from lawm.objective import LatentActionObjective, parameter_counts
 from lawm.population import check_population
 from lawm.train import fit_local, train
@@ -86,14 +86,24 @@ def test_a_collapsing_run_stops_and_says_why(tmp_path: Path) -> None:
 def test_what_collapse_looks_like() -> None:
     torch.manual_seed(0)
     states = torch.randn(8, 4, 6, 32)
-    same = state_health(states, states)
+
+    def health(online: torch.Tensor, original: torch.Tensor = states) -> dict[str, float]:
+        return state_health(state_figures(online), state_figures(original))
+
+    same = health(states)
     assert same == {"state_std": 1.0, "state_change": 1.0, "state_rank": 1.0}
     constant = torch.randn(1, 1, 6, 32).expand(8, 4, 6, 32)  # tokens differ, clips do not
-    assert state_health(constant, states)["state_std"] < 1e-6
+    assert health(constant)["state_std"] < 1e-6
     still = torch.randn(8, 1, 6, 32).expand(8, 4, 6, 32)
-    assert state_health(still, states)["state_change"] < 1e-6 and state_health(still, states)["state_std"] > 0.8
+    assert health(still)["state_change"] < 1e-6 and health(still)["state_std"] > 0.8
     line = torch.randn(8, 4, 6, 1) * torch.randn(32)
-    assert state_health(line, states)["state_rank"] < 0.1
+    assert health(line)["state_rank"] < 0.1
+    assert "state_change" not in health(still, still)  # what never changed cannot stop changing
+    # All but the corner token of each state on a line: no regular stride over the tokens may miss it.
+    many = torch.randn(128, 8, 64, 16)
+    corner = torch.randn(128, 8, 64, 1) * torch.randn(16)
+    corner[:, :, 0] = many[:, :, 0]
+    assert health(corner, many)["state_rank"] < 0.3
     config = FineTuneConfig(target="ema")
     assert collapsing(same, config) == "" and collapsing({}, config) == ""
     said = collapsing(same | {"state_rank": 0.05}, config)
@@ -143,7 +153,9 @@ def test_layers_that_no_state_depends_on_do_not_learn() -> None:
     assert any(".layer1." in n for n in names) and not any(".layer4." in n for n in names)
     assert not any(p.requires_grad for p in timm.parameters())
     with pytest.raises(LawmError, match="no weights to train"):
-        thawed(load_encoder(PixelsEncoder(patch=8), clip), clip)
+        check_fine_tuning(tiny_with(fine_tune__target="ema"))
+    with pytest.raises(LawmError, match="not from a state cache"):
+        check_fine_tuning(fine_tuned_config(data__cache="somewhere"))
 
 
 def test_distillation_is_the_frobenius_norm() -> None:
@@ -173,6 +185,33 @@ def test_a_run_from_videos(small_set: SmallSet, tmp_path: Path) -> None:
     assert load_checkpoint(run).metrics["val_prediction"] > 0
     controller = fit_local(config, "controller", str(tmp_path / "controller"), run)
     assert load_checkpoint(controller).parent == {"uri": run, "fingerprint": load_checkpoint(run).fingerprint}
+
+
+def test_a_run_that_goes_on_remembers_its_first_loss(tmp_path: Path) -> None:
+    """A restart must not take the loss of a diverged run for its first one, nor a low one after hours."""
+    wild = tiny_with(train__steps=40, train__log_every=1, train__checkpoint_every=1, train__keep=50)
+    wild = override(override(wild, "optimizer.muon_lr", 0.5), "optimizer.adamw_lr", 0.5)
+    said = []
+    for _ in range(2):
+        newest = checkpoint_folders(str(tmp_path))
+        resume = load_checkpoint(newest[-1], optimizer=True) if newest else None
+        with pytest.raises(RunStopped, match="diverged") as caught:
+            losses_of(wild, tmp_path, resume)
+        said.append(str(caught.value).partition("(")[0].rpartition(" and ")[2])
+    assert said[0] == said[1]  # "... at first"
+    calm = tiny_with(train__steps=6, train__log_every=1, train__checkpoint_every=2)
+    losses_of(calm, tmp_path / "calm")
+    first = load_checkpoint(str(tmp_path / "calm")).extra["first_prediction"]
+    lines = (tmp_path / "calm/metrics.jsonl").read_text().splitlines()
+    assert first == json.loads(lines[0])["prediction"]
+
+
+def test_baselines_with_other_states_are_refused() -> None:
+    frozen, tuned = tiny_with(), fine_tuned_config()
+    check_baseline(frozen, frozen, "twin")
+    for model, twin in ((frozen, tuned), (tuned, frozen), (tuned, tuned)):
+        with pytest.raises(LawmError, match=r"^twin: its errors cannot be set beside the model's"):
+            check_baseline(model, twin, "twin")
 
 
 def test_a_diverging_loss_stops_the_run() -> None:

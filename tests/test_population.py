@@ -16,7 +16,8 @@ from lawm.cluster.fit import fit_population
 from lawm.cluster.session import Session
 from lawm.config import Config, LawmError, Noisy, override
 from lawm.encoder import PixelStates
-from lawm.population import common_checkpoints, fit_population_local
+from lawm.population import common_checkpoints, fit_population_local, stopped_members
+from lawm.storage import StorageError
 from lawm.train import fit_local
 
 
@@ -117,6 +118,44 @@ def test_a_member_that_diverges_leaves_the_others_alone(tmp_path: Path, small_se
     assert load_checkpoint(runs[1]).step == 30
     alone = fit_local(configs[1], "latent_action", str(tmp_path / "alone"))
     assert load_checkpoint(alone).fingerprint == load_checkpoint(runs[1]).fingerprint
+    # Run again: the finished member is left alone, and the reason is said again.
+    before = (tmp_path / "calm/metrics.jsonl").read_bytes()
+    with pytest.raises(LawmError, match=r"^member 0: stopped at step \d+: the prediction loss has diverged"):
+        fit_population_local([wild, configs[1]], runs)
+    assert (tmp_path / "calm/metrics.jsonl").read_bytes() == before
+
+
+def test_a_population_goes_on_after_a_kill_without_its_stopped_member(tmp_path: Path, small_set: SmallSet) -> None:
+    configs = [override(c, "train.steps", 24) for c in members(small_set)[:2]]
+    wild = override(override(configs[0], "optimizer.muon_lr", 1.0), "optimizer.adamw_lr", 1.0)
+    runs = [str(tmp_path / "wild"), str(tmp_path / "calm")]
+
+    class Kill(Exception):
+        pass
+
+    def kill(step: int, metrics: dict[str, float]) -> None:
+        if step == 14:
+            raise Kill
+
+    with pytest.raises(Kill):
+        fit_population_local([wild, configs[1]], runs, kill)
+    with pytest.raises(LawmError, match=r"^member 0: "):
+        fit_population_local([wild, configs[1]], runs)
+    alone = fit_local(configs[1], "latent_action", str(tmp_path / "alone"))
+    assert load_checkpoint(alone).fingerprint == load_checkpoint(runs[1]).fingerprint
+
+
+def test_a_storage_that_fails_is_not_a_members_own_trouble(
+    tmp_path: Path, small_set: SmallSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr("lawm.train.save_checkpoint", full)
+    runs = [str(tmp_path / "0"), str(tmp_path / "1")]
+    with pytest.raises(StorageError, match=r"^the disk is full$"):
+        fit_population_local(members(small_set)[:2], runs)
+    assert not stopped_members(runs)
 
 
 def test_on_ray_each_member_is_what_it_is_in_plain_python(
@@ -138,6 +177,13 @@ def test_on_ray_each_member_is_what_it_is_in_plain_python(
     two = [override(c, "cluster.workers", 2) for c in configs[:2]]
     runs = [str(tmp_path / "two" / str(i)) for i in range(2)]
     assert [len(load_checkpoint(uri).cursor) for uri in fit_population(two, runs)] == [24] * 2
+    longer = [override(c, "train.steps", 12) for c in configs[:2]]
+    wild = override(override(longer[0], "optimizer.muon_lr", 1.0), "optimizer.adamw_lr", 1.0)
+    runs = [str(tmp_path / "stopped" / str(i)) for i in range(2)]
+    for _ in range(2):
+        with pytest.raises(LawmError, match=r"^member 0: stopped at step \d+: the prediction loss has diverged"):
+            fit_population([wild, longer[1]], runs)
+        assert load_checkpoint(runs[1]).step == 12
 
 
 def test_members_on_the_command_line(tmp_path: Path, small_set: SmallSet, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,3 +206,9 @@ def test_members_on_the_command_line(tmp_path: Path, small_set: SmallSet, capsys
     assert "its members differ in data.seed, train.steps" in capsys.readouterr().err
     assert train.main([*fast, "--member", "beta"]) == 2
     assert "--member beta: expected FIELD=VALUE" in capsys.readouterr().err
+    assert train.main([*fast, "--member", "model.bottleneck.beta='1e-5"]) == 2
+    json_value = 'optimizer.adamw_lr=1e-3 model.bottleneck={"kind": "noisy", "beta": 1e-3}'
+    assert train.main([*fast, "--member", json_value, "--member", "model.latent_dim=4", "--dry-run"]) == 0
+    for bad in ("model.world_model.heads=7", "model.bottleneck.kind=true_actions"):
+        assert train.main([*fast, "--member", bad, "--dry-run"]) == 2, bad
+    assert train.main([*fast, "--set", "fine_tune.target=ema", "--dry-run"]) == 2

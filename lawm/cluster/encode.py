@@ -17,7 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from lawm.cluster.session import DECODE, TRAIN, Need, label_selector
 from lawm.config import ClipSpec, Config, LawmError
-from lawm.encoder import encode_clips, frames_per_state, load_encoder
+from lawm.encoder import encode_clips, frames_per_state, load_encoder, looks_back
 from lawm.sampling import grid_frames
 from lawm.shards import Index, VideoRef, read_index
 from lawm.state_cache import Piece, StateCache, cache_key, finish_cache, part_bytes, part_name, rounded
@@ -148,6 +148,22 @@ class EncodePart:
         return np.concatenate(out)
 
 
+def whole_clips(config: Config) -> int:
+    """Frames that have to be encoded together: a clip's for an encoder that looks back, else 1. Raises LawmError
+    where states depend on more than their frames."""
+    clip = config.data.clip
+    if clip.crop != "center":
+        raise LawmError(f"data.clip.crop = {clip.crop}: a cache holds each state once; use center")
+    if not looks_back(config.encoder):
+        return 1
+    if clip.placement != "aligned":
+        raise LawmError(
+            "this encoder's states depend on where the clip starts: set data.clip.placement=aligned, here and in "
+            "training, or encoder.causality=duplicate"
+        )
+    return clip.frames
+
+
 def encode_index(config: Config, uri: str, progress: Callable[[int, int], None] | None = None) -> EncodeReport:
     """Writes the state cache `uri` of `config.data.index`; goes on where an interrupted run ended.
 
@@ -157,28 +173,25 @@ def encode_index(config: Config, uri: str, progress: Callable[[int, int], None] 
     clip = config.data.clip
     if config.data.index is None:
         raise LawmError("no index: set data.index (see `lawm index`)")
-    if clip.crop != "center":
-        raise LawmError(f"data.clip.crop = {clip.crop}: a cache holds each state once; use center")
+    whole = whole_clips(config)
     encoder = load_encoder(config.encoder, clip)
-    if encoder.looks_back and clip.placement != "aligned":
-        raise LawmError(
-            "this encoder's states depend on where the clip starts: set data.clip.placement=aligned, here and in "
-            "training, or encoder.causality=duplicate"
-        )
     index = read_index(config.data.index).usable()
     key = cache_key(config, encoder.fingerprint(), index.fingerprint(), encoder.looks_back)
     key["dtype"] = config.data.cache_dtype
+    there = None
     if exists(join(uri, "manifest.json")):
-        if StateCache(uri).key != key:
-            raise LawmError(
-                f"{uri}: a cache of another encoder, clip spec or index; choose another --out, or remove it"
-            )
-    elif exists(join(uri, "key.json")) and json.loads(read_bytes(join(uri, "key.json"))) != key:
+        there = StateCache(uri).key
+    elif exists(join(uri, "key.json")):
+        there = json.loads(read_bytes(join(uri, "key.json")))
+    if there is not None and there != key:
+        differ = [f"{k} = {there.get(k)!r} there, {key.get(k)!r} now" for k in sorted({*there, *key})]
+        differ = [said for said, k in zip(differ, sorted({*there, *key}), strict=True) if there.get(k) != key.get(k)]
         raise LawmError(
-            f"{uri}: an unfinished cache of another encoder, clip spec or index; choose another --out, or remove it"
+            f"{uri}: a cache of another encoder, clip spec or index ({'; '.join(differ)}); choose another --out, or "
+            "remove it"
         )
     write_bytes(join(uri, "key.json"), json.dumps(key).encode())
-    every = chunks(index, clip.fps, clip.frames if encoder.looks_back else 1)
+    every = chunks(index, clip.fps, whole)
     named = {part_name([p for _, p in chunk]): chunk for chunk in every}
     done = {found.rsplit("/", 1)[-1][:-5] for found, _ in list_files(uri, (".json",)) if found.endswith(".arrow.json")}
     todo = {name: chunk for name, chunk in named.items() if name not in done}

@@ -4,7 +4,7 @@ A unit of work is a group of plan positions, so that the shuffled controls pair 
 the number of actors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,18 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from lawm.batches import collate
-from lawm.checkpoint import load_checkpoint, load_controller, load_model
+from lawm.checkpoint import (
+    check_baseline,
+    check_cache,
+    check_free_of_the_past,
+    load_checkpoint,
+    load_controller,
+    load_model,
+    read_about,
+)
 from lawm.clips import ClipReader, Sample, Split
 from lawm.cluster.session import TRAIN, Need, label_selector
-from lawm.config import Config, LawmError
+from lawm.config import Config, LawmError, parse_config
 from lawm.encoder import states_per_clip
 from lawm.evaluation import PerClip, Result, capacity, control, cycle, interval, leakage, summarize
 from lawm.objective import ClipBatch
@@ -81,8 +89,9 @@ class Evaluator:
         key = (split, labelled)
         if key not in self.readers:
             self.readers[key] = ClipReader(self.config, split, labelled=labelled)
-            if self.readers[key].cache is not None:
-                self.readers[key].cache.check(self.config, self.model.encoder.fingerprint())  # type: ignore[union-attr]
+            cache = self.readers[key].cache
+            if cache is not None:
+                check_cache(cache, self.config, self.model)
         reader = self.readers[key]
         found = [reader.try_sample(p) for p in range(start, min(stop, len(reader.plan)))]
         good = [f for f in found if isinstance(f, Sample)]
@@ -151,6 +160,16 @@ def run_tasks(config: Config, tasks: list[Task], arguments: tuple[Any, ...]) -> 
     return {n: np.concatenate([row["values"][n] for row in found if n in row["values"]]) for n in names}
 
 
+def check_asked(config: Config, model: str, which: Sequence[str], baselines: Iterable[str], reader: ClipReader) -> None:
+    """Raises LawmError where the checkpoints or the data cannot give what is asked for."""
+    check_context(config)
+    trained = parse_config(read_about(model)["config"], model)
+    for uri in baselines:
+        check_baseline(trained, parse_config(read_about(uri)["config"], uri), uri)
+    if "leakage" in which:
+        check_free_of_the_past(reader.cache, "leakage (leave it out with --which)")
+
+
 def check_context(config: Config) -> None:
     """Raises LawmError where the context leaves no state of a clip to predict."""
     states = states_per_clip(config.encoder, config.data.clip)
@@ -181,7 +200,7 @@ def evaluate(
     e = config.evaluate
     labelled = checkpoint.config.model.bottleneck.kind == "true_actions"
     reader = ClipReader(config, e.split, labelled=labelled)
-    check_context(config)
+    check_asked(config, model, which, [uri for uri in (deterministic, unconstrained) if uri], reader)
     clips = min(e.clips, len(reader.plan))
     if clips < 2:
         raise LawmError(f"{e.split} split: {clips} clip, and the controls need two; hold out more (data.val_fraction)")

@@ -6,7 +6,7 @@ checkpoint says which clips are consumed, both to the workers and to the data se
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,15 @@ from lawm.cluster.ingest import clip_dataset, keeps_order, streamed_batches
 from lawm.cluster.session import TRAIN, Need, check_resources, label_selector, watching
 from lawm.config import Config, LawmError
 from lawm.objective import ClipBatch, LatentActionObjective
-from lawm.population import check_population, common_checkpoints, prepare_population, train_population
+from lawm.population import (
+    check_runs,
+    common_checkpoints,
+    mark_stopped,
+    prepare_population,
+    said_of,
+    stopped_members,
+    train_population,
+)
 from lawm.sampling import Cursor
 from lawm.storage import absolute, arrow_filesystem, join
 from lawm.train import (
@@ -61,14 +69,24 @@ class RunSpec:
     board: Any
 
     @property
+    def population(self) -> bool:
+        return len(self.runs) > 1
+
+    @property
     def config(self) -> Config:
         """The first, which speaks for all of them in everything but model and optimiser."""
         return self.configs[0]
 
-    @property
+    def left(self) -> "RunSpec":
+        """Without the members that their own figures have stopped."""
+        stopped = stopped_members(self.runs) if self.population else {}
+        keep = [i for i in range(len(self.runs)) if i not in stopped]
+        return replace(self, configs=[self.configs[i] for i in keep], runs=[self.runs[i] for i in keep])
+
     def start(self) -> str | None:
-        """The checkpoint of the first from which the run goes on."""
-        return newest_checkpoint(self.runs[0]) if len(self.runs) == 1 else common_checkpoints(self.runs)[0]
+        """The checkpoint of the first member that is left, from which the run goes on."""
+        runs = self.left().runs
+        return common_checkpoints(runs)[0] if runs else None
 
 
 @ray.remote(num_cpus=0)
@@ -139,9 +157,8 @@ def fit(config: Config, kind: str, run: str, parent: str | None = None, progress
 def fit_population(configs: list[Config], runs: list[str], progress: Progress | None = None) -> list[str]:
     """`lawm.population.fit_population_local` on Ray: latent action models that share clips and encoder, each worker
     training a replica of every one. Returns the newest checkpoints. Raises LawmError."""
-    check_population(configs)
     runs = [absolute(run) for run in runs]
-    common_checkpoints(runs)
+    check_runs(configs, runs)
     return _fit(configs, LatentActionObjective.kind, runs, None, progress)
 
 
@@ -155,8 +172,9 @@ def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, 
     check_resources(needs(config, kind), config.cluster)
     board = Board.remote()  # type: ignore[attr-defined]
     spec = RunSpec(configs, kind, runs, parent, board)
-    if spec.start and read_about(spec.start)["step"] >= loop.steps:
-        return _newest(runs)
+    left, start = spec.left().runs, spec.start()
+    if not left or (start and read_about(start)["step"] >= loop.steps):
+        return _newest(spec)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(config.cluster.start_timeout_s))
     cluster = config.cluster
     folder, _, name = runs[0].rpartition("/")
@@ -194,12 +212,15 @@ def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, 
     stopped = ray.get(board.why_stopped.remote())
     if stopped:
         raise LawmError(stopped)
-    return _newest(runs)
+    return _newest(spec)
 
 
-def _newest(runs: list[str]) -> list[str]:
+def _newest(spec: RunSpec) -> list[str]:
+    """The newest checkpoint of every run. Raises LawmError: a member was stopped, or there is none."""
+    if spec.population and (stopped := stopped_members(spec.runs)):
+        raise LawmError(said_of(stopped))
     found = []
-    for run in runs:
+    for run in spec.runs:
         newest = newest_checkpoint(run)
         if newest is None:
             raise LawmError(f"{run}: the run ended without a checkpoint")
@@ -210,7 +231,7 @@ def _newest(runs: list[str]) -> list[str]:
 def _remaining(spec: RunSpec) -> Any:
     """The data set of what the newest checkpoint has not consumed. Called at every worker-group start."""
     _, loop = settings(spec.config, spec.kind)
-    cursor, step, start = Cursor(), 0, spec.start
+    cursor, step, start = Cursor(), 0, spec.start()
     if start:
         about = read_about(start)
         cursor, step = Cursor.from_json(about["cursor"]), about["step"]
@@ -231,13 +252,16 @@ def _worker(loop_config: dict[str, Any]) -> None:
 
 def _train(spec: RunSpec) -> None:
     """Rank 0 writes metrics and checkpoints straight into the run folders."""
+    population, spec = spec.population, spec.left()
+    if not spec.runs:
+        return
     config, kind = spec.config, spec.kind
     rank, world = rank_and_world()
     if torch.cuda.is_available() and config.cluster.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
     if config.cluster.workers:
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
-    if len(spec.runs) > 1:
+    if population:
         setups = prepare_population(spec.configs, spec.runs)
     else:
         setups = [prepare(config, kind, spec.runs[0], spec.parent)]
@@ -288,9 +312,13 @@ def _train(spec: RunSpec) -> None:
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
 
-    if len(spec.runs) > 1:
+    def on_stop(member: int, why: str) -> None:
+        if rank == 0:
+            mark_stopped(spec.runs[member], why)
+
+    if population:
         reports = [partial(keep, run) for run in spec.runs]
-        train_population(setups, spec.configs, batches, reports, tell)
+        train_population(setups, spec.configs, batches, reports, tell, on_stop)
         return
 
     def report(step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:

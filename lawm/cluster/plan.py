@@ -12,7 +12,7 @@ import torch
 from ray import exceptions as ray_errors
 
 from lawm.batches import collate
-from lawm.checkpoint import load_controller, load_model, read_about
+from lawm.checkpoint import check_cache, check_free_of_the_past, load_controller, load_model, read_about
 from lawm.clips import BadClip, ClipReader, Sample, Split
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError
@@ -51,7 +51,7 @@ class Planner:
         self.held_out = ClipReader(self.config, "val", labelled=True)
         self.training = ClipReader(self.config, "train", labelled=True)
         if self.held_out.cache is not None:
-            self.held_out.cache.check(self.config, self.model.encoder.fingerprint())
+            check_cache(self.held_out.cache, self.config, self.model)
 
     def _clip(self, reader: ClipReader, position: int) -> Sample:
         """The clip there, or the next good one."""
@@ -122,7 +122,9 @@ def identity(config: Config, model: str, controller: str) -> dict[str, Any]:
 def labelled_clips(config: Config) -> int:
     """Held-out labelled clips as long as an episode. Raises LawmError where they are fewer than the episodes."""
     total = config.plan.episodes
-    held_out = len(ClipReader(episode_config(config), "val", labelled=True).plan)
+    reader = ClipReader(episode_config(config), "val", labelled=True)
+    check_free_of_the_past(reader.cache, "planning")
+    held_out = len(reader.plan)
     if held_out < total:
         raise LawmError(
             f"plan.episodes = {total}, and the held-out labelled videos hold {held_out} clips of "
