@@ -21,6 +21,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data (each is short for --set data.NAME=...)")
     group.add_argument("--index", metavar="URI", help="an index written by `lawm index`")
     group.add_argument("--cache", metavar="URI", help="a state cache written by `lawm encode`")
+    group.add_argument(
+        "--mix",
+        action="append",
+        default=[],
+        metavar="INDEX=WEIGHT",
+        help="an index (or a cache folder) and its share of the clips; give it once for each source of a mixture",
+    )
     group.add_argument("--labels", metavar="URI", help="a Parquet table of actions, as `lawm simulate` writes it")
 
 
@@ -30,7 +37,26 @@ def with_data(config: Config, args: argparse.Namespace) -> Config:
         given = getattr(args, name, None)
         if given:
             config = override(config, f"data.{name}", storage.absolute(given))
+            if name != "labels":
+                config = override(config, "data.mixture", [])  # what the checkpoint was trained on
+    if getattr(args, "mix", None):
+        if args.index or args.cache:
+            raise LawmError("give --index or --cache, or --mix for each source, not both")
+        config = override(config, "data.mixture", [mixed(given) for given in args.mix])
     return config
+
+
+def mixed(given: str) -> dict[str, Any]:
+    """'URI=WEIGHT' -> a source of a mixture; a URI that ends in .parquet is an index, another one a cache."""
+    uri, equals, weight = given.rpartition("=")
+    try:
+        share = float(weight)
+    except ValueError:
+        equals = ""
+    if not equals or not uri:
+        raise LawmError(f"--mix {given}: expected INDEX=WEIGHT, as in --mix droid.parquet=0.25")
+    kind = "index" if uri.endswith(".parquet") else "cache"
+    return {kind: storage.absolute(uri), "weight": share}
 
 
 def checkpoint_config(args: argparse.Namespace) -> Config:
@@ -187,7 +213,7 @@ def run_training(
 
             check_places(videos, storage.join(out, "index.parquet"))
         clips: int | None = None
-        if config.data.index or config.data.cache:
+        if config.data.given:
             clips = len(open_reader(config, kind).plan)
             for member in members:
                 open_reader(member, kind)

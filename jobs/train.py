@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plain", action="store_true", help="train in this process, without Ray Train and Ray Data")
     args = parser.parse_args(argv)
     config = resolve_config(args, with_data(resolve_config(args), args))
-    if not (args.videos or config.data.index or config.data.cache):
-        raise LawmError("nothing to train on: give --videos FOLDER, --index URI or --cache URI")
+    if not (args.videos or config.data.given):
+        raise LawmError("nothing to train on: give --videos FOLDER, --index URI, --cache URI or --mix URI=WEIGHT")
     members = [apply_settings(config, split_settings(settings), "--member") for settings in args.members]
     return run_training(args, config, "latent_action", None, args.videos, members)
 

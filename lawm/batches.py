@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from lawm.clips import BadClip, ClipReader, Quarantine, Sample, plan_positions
+from lawm.clips import BadClip, Quarantine, Reader, Sample, plan_positions
 from lawm.objective import ClipBatch
 from lawm.sampling import Cursor
 
@@ -27,7 +27,7 @@ def collate(samples: list[Sample], refused: tuple[int, ...] = ()) -> ClipBatch:
 
 
 def local_batches(
-    reader: ClipReader,
+    reader: Reader,
     batch: int,
     cursor: Cursor,
     rank: int = 0,

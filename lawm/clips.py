@@ -3,17 +3,17 @@
 No torch here: decode workers start in half the time without it. Legend: F frames, T states, A action width.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from lawm.config import Config, LawmError
 from lawm.datasets import Labels, read_labels
-from lawm.sampling import Cursor, PlanArrays, SamplingPlan
+from lawm.sampling import Cursor, MixturePlan, PlanArrays, SamplingPlan
 from lawm.shards import Index, read_pieces
 from lawm.state_cache import StateCache
 
@@ -71,6 +71,10 @@ class Quarantine:
         return False
 
 
+class EmptySplit(LawmError):
+    """No video fell into the split that was asked for."""
+
+
 class ClipReader:
     """Clips of one split by their position in the plan.
 
@@ -101,12 +105,19 @@ class ClipReader:
         self.plan = SamplingPlan(index, data.clip, data.clips_per_video, data.seed, arrays)
         self._keys = index.table.column("key")
 
+    @property
+    def caches(self) -> list[StateCache]:
+        """The cache, or nothing."""
+        return [] if self.cache is None else [self.cache]
+
     def _read(self) -> Iterable[Index]:
         data = self.config.data
         if self.cache is not None:
             return [self.cache.index]
         if data.index:
             return read_pieces(data.index)
+        if data.mixture:
+            raise LawmError("this model was trained on a mixture; say with --index or --cache what to measure on")
         raise LawmError("no clips: set data.index (see `lawm index`), give --videos FOLDER, or set data.cache")
 
     def _chosen(self, pieces: Iterable[Index], split: Split, labels: Labels | None) -> Index:
@@ -135,7 +146,7 @@ class ClipReader:
             advice = "set data.val_fraction to 0, or add videos"
             if split == "val":
                 advice = "measure on all videos with --set evaluate.split=all, or train with more videos held out"
-            raise LawmError(
+            raise EmptySplit(
                 f"the {split} split is empty: {covered} usable videos, "
                 f"data.val_fraction = {data.val_fraction:g}; {advice}"
             )
@@ -169,12 +180,96 @@ class ClipReader:
             return BadClip(position, ref.key, ref.source, float(rows.start_s[0]), error.reason, str(error))
 
 
+class MixedReader:
+    """Clips of several sources in fixed shares, by their position in the mixture's plan; else like a ClipReader.
+
+    `numbers`: which of the config's sources these are.
+    """
+
+    def __init__(self, config: Config, readers: Sequence[ClipReader], numbers: Sequence[int]) -> None:
+        self.config, self.readers, self.numbers = config, list(readers), tuple(numbers)
+        weights = [config.data.mixture[n].weight for n in numbers]
+        self.plan = MixturePlan([reader.plan for reader in readers], weights, config.data.seed)
+        if len({reader.cache is None for reader in readers}) > 1:
+            raise LawmError("a mixture is of indexes or of caches, not of both: batches hold frames or states")
+        self.labels = next((reader.labels for reader in readers if reader.labels is not None), None)
+        widths = {reader.labels.action_dim for reader in readers if reader.labels is not None}
+        if len(widths) > 1:
+            raise LawmError(f"the mixture's labels have {sorted(widths)} numbers an action; one width was expected")
+
+    @property
+    def cache(self) -> StateCache | None:
+        """The first source's; all have one, or none has."""
+        return self.readers[0].cache
+
+    @property
+    def caches(self) -> list[StateCache]:
+        return [cache for reader in self.readers for cache in reader.caches]
+
+    def sample(self, position: int) -> Sample:
+        """The clip at that position; raises VideoError for a bad video."""
+        source, local = self.plan.locate([position])
+        return replace(self.readers[int(source[0])].sample(int(local[0])), position=position)
+
+    def try_sample(self, position: int) -> Sample | BadClip:
+        """The clip, or what is to be quarantined."""
+        source, local = self.plan.locate([position])
+        return replace(self.readers[int(source[0])].try_sample(int(local[0])), position=position)
+
+
+Reader = ClipReader | MixedReader
+
+
+class Part(NamedTuple):
+    """A source as a decode worker gets it: its number in the mixture, its videos and its plan's arrays."""
+
+    number: int
+    videos: Index
+    arrays: PlanArrays
+
+
+def parts_of(reader: Reader) -> list[Part]:
+    """What another process needs to read the same clips."""
+    if isinstance(reader, MixedReader):
+        return [Part(n, r.index, r.plan.held) for n, r in zip(reader.numbers, reader.readers, strict=True)]
+    return [Part(0, reader.index, reader.plan.held)]
+
+
 def open_reader(
-    config: Config, kind: str, split: Split = "train", index: Index | None = None, arrays: PlanArrays | None = None
-) -> ClipReader:
-    """Clips as that kind of objective needs them: labelled for a controller, frames for a decoder."""
+    config: Config,
+    kind: str,
+    split: Split = "train",
+    index: Index | None = None,
+    parts: Sequence[Part] | None = None,
+) -> Reader:
+    """Clips as that kind of objective needs them: labelled for a controller, frames for a decoder.
+
+    `parts`: those of another process's reader, taken as they are. Of a mixture, sources without a share, and without
+    a clip of the split, are left out. Raises LawmError where no clip is left.
+    """
     labelled = kind == "controller" or config.model.bottleneck.kind == "true_actions"
-    return ClipReader(config, split, labelled=labelled, frames=kind == "decoder", index=index, arrays=arrays)
+    given = {part.number: part for part in parts or ()}
+
+    def one(own: Config, number: int) -> ClipReader:
+        part = given.get(number)
+        ready = (part.videos, part.arrays) if part is not None else (index, None)
+        return ClipReader(own, split, labelled, kind == "decoder", *ready)
+
+    if not config.data.mixture or index is not None:
+        return one(config, 0)
+    readers: dict[int, ClipReader] = {}
+    refused: list[LawmError] = []
+    for number, source in enumerate(config.data.mixture):
+        if source.weight == 0 or (given and number not in given) or (labelled and source.labels is None):
+            continue
+        own = {"mixture": (), **{name: getattr(source, name) for name in ("index", "cache", "labels", "keys")}}
+        try:
+            readers[number] = one(config.model_copy(update={"data": config.data.model_copy(update=own)}), number)
+        except EmptySplit as error:
+            refused.append(error)
+    if not readers:
+        raise refused[0] if refused else LawmError("the mixture has no source with a weight above 0 (and labels)")
+    return MixedReader(config, list(readers.values()), list(readers))
 
 
 def plan_positions(cursor: Cursor, rank: int = 0, world: int = 1) -> Iterator[int]:
@@ -189,7 +284,7 @@ def plan_positions(cursor: Cursor, rank: int = 0, world: int = 1) -> Iterator[in
         position += 1
 
 
-def first_clips(reader: ClipReader, count: int) -> list[Sample]:
+def first_clips(reader: Reader, count: int) -> list[Sample]:
     """The plan's first `count` usable clips of one epoch, each once, for calibration and evaluation.
 
     Raises LawmError if there is none.

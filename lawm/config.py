@@ -65,13 +65,26 @@ class VideoLimits(Frozen):
     """Wall-clock seconds that probing or decoding one clip may take."""
 
 
+class Source(Frozen):
+    """One part of a mixture: an index or a cache, and what goes with it (see DataConfig)."""
+
+    index: str | None = None
+    cache: str | None = None
+    labels: str | None = None
+    keys: str | None = None
+    weight: float = Field(1.0, ge=0)
+    """Its share of the clips, relative to the other sources'."""
+
+
 class DataConfig(Frozen):
-    """Where clips come from: an `index`, or a `cache` of states (`lawm train --videos` indexes first)."""
+    """Where clips come from: an `index`, a `cache` of states, or a `mixture` (`lawm train --videos` indexes first)."""
 
     index: str | None = None
     """URI of an index (Parquet) as written by `lawm index`."""
     cache: str | None = None
     """URI of a state cache as written by `lawm encode`; frames are then neither decoded nor encoded."""
+    mixture: tuple[Source, ...] = ()
+    """Several sources in fixed shares, instead of `index` and `cache` (training and validation)."""
     cache_dtype: Literal["float16", "bfloat16"] = "float16"
     """What `lawm encode` writes; bfloat16 for states beyond float16's range."""
     labels: str | None = None
@@ -87,6 +100,17 @@ class DataConfig(Frozen):
     limits: VideoLimits = VideoLimits()
     max_bad_fraction: float = Field(0.5, ge=0, lt=1)
     """Quarantined clips are replaced by later ones of the plan; beyond this share the run stops."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether states come from caches, and not from videos."""
+        sources = [source for source in self.mixture if source.weight > 0]
+        return all(source.cache is not None for source in sources) if sources else self.cache is not None
+
+    @property
+    def given(self) -> bool:
+        """Whether it says where clips come from."""
+        return bool(self.index or self.cache or self.mixture)
 
 
 # ---------------------------------------------------------------- encoder

@@ -55,7 +55,7 @@ def check_fine_tuning(config: Config) -> None:
         return
     if isinstance(config.encoder, PixelsEncoder):
         raise LawmError("fine_tune.target: the pixels encoder has no weights to train; set it to off")
-    if config.data.cache is not None:
+    if config.data.cached:
         raise LawmError("fine_tune learns from frames: train it from videos, not from a state cache")
 
 

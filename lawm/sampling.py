@@ -8,7 +8,8 @@ So every worker can be given any positions, and a `Cursor` says exactly which ha
 
 import hashlib
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, Self
@@ -134,6 +135,55 @@ class SamplingPlan:
         start_s = np.minimum(np.floor(slot), slots[video] - 1) * stride / self.clip.fps
         seed = _mix(_mix(root ^ np.uint64(0xC409)) ^ _mix(position)) >> np.uint64(33)
         return PlanRows(position, video, start_s, seed.astype(np.int64))
+
+
+class MixturePlan:
+    """Several plans in fixed shares, as one row of positions: of every BLOCK positions, source s has its share (to
+    the nearest thousandth), in an order of the block's own; its n-th position there is its own plan's n-th.
+
+    So each source's clips come once in an epoch of its own, and a cursor over the mixture resumes all of them. An
+    epoch of the mixture ends when every source has been gone through. Raises LawmError for shares that give a source
+    less than one position of a block.
+    """
+
+    BLOCK = 1000
+
+    def __init__(self, plans: Sequence[SamplingPlan], weights: Sequence[float], seed: int = 0) -> None:
+        if len(plans) != len(weights) or not plans or min(weights) <= 0:
+            raise LawmError(f"a mixture needs a positive weight for each of its sources, got {list(weights)}")
+        self.plans, self.seed = list(plans), seed
+        exact = np.array(weights, np.float64) / float(np.sum(weights)) * self.BLOCK
+        shares = np.floor(exact).astype(np.int64)
+        most = np.argsort(-(exact - shares), kind="stable")[: self.BLOCK - int(shares.sum())]
+        shares[most] += 1
+        if shares.min() < 1:
+            least = int(np.argmin(shares))
+            raise LawmError(f"source {least} of the mixture has less than 1 in {self.BLOCK} clips; raise its weight")
+        self.shares = shares
+        self._ends = np.cumsum(shares)
+
+    def __len__(self) -> int:
+        """Positions until every source's clips have all come."""
+        turns = [math.ceil(len(plan) / int(share)) for plan, share in zip(self.plans, self.shares, strict=True)]
+        return max(turns) * self.BLOCK
+
+    def locate(self, positions: np.ndarray | Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+        """(source, position in that source's plan) of each position."""
+        given = positions if isinstance(positions, np.ndarray) else list(positions)
+        position = np.asarray(given, dtype=np.int64)
+        if position.size and position.min() < 0:
+            raise ValueError(f"positions start at 0, got {position.min()}")
+        block, place = position // self.BLOCK, position % self.BLOCK
+        root = _mix(np.uint64(self.seed % 2**64) ^ np.uint64(0x313))
+        item = _permute(place, self.BLOCK, _mix(root + block.astype(np.uint64)))
+        source = np.searchsorted(self._ends, item, side="right")
+        began = self._ends[source] - self.shares[source]
+        return source, block * self.shares[source] + item - began
+
+    def fingerprint(self) -> str:
+        """16 hex digits: two mixtures with the same one give the same clips at the same positions."""
+        said = [plan.fingerprint() for plan in self.plans], self.shares.tolist(), self.seed
+        return hashlib.blake2b(repr(said).encode(), digest_size=8).hexdigest()
 
 
 def grid_frames(duration_s: np.ndarray, rate: np.ndarray, fps: float) -> np.ndarray:

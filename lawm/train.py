@@ -30,7 +30,7 @@ from lawm.checkpoint import (
     read_about,
     save_checkpoint,
 )
-from lawm.clips import BadClip, ClipReader, first_clips, open_reader
+from lawm.clips import BadClip, Reader, first_clips, open_reader
 from lawm.config import Config, LawmError, OptimizerConfig, RunStopped, TrainConfig, differing_fields, parse_config
 from lawm.encoder import Encoder
 from lawm.fine_tune import state_figures, state_health
@@ -436,14 +436,14 @@ class Setup:
     """What `train` needs besides batches; made the same way with and without Ray, on every rank."""
 
     objective: Objective
-    reader: ClipReader
+    reader: Reader
     resume: Checkpoint | None
     validation: list[ClipBatch] | None
     parent: dict[str, str] | None
     extra: dict[str, Any]
 
 
-def held_out_reader(config: Config, kind: str) -> ClipReader | None:
+def held_out_reader(config: Config, kind: str) -> Reader | None:
     """The validation split, or None where the config holds nothing out or too little data is there."""
     try:
         return open_reader(config, kind, "val") if config.data.val_fraction > 0 else None
@@ -474,8 +474,8 @@ def prepare(
     _, loop = settings(config, kind)
     torch.manual_seed(loop.seed)
     objective, on = build_objective(config, kind, parent, extra.get("action_dim"), encoder)
-    if reader.cache is not None:
-        check_cache(reader.cache, config, model_of(objective))
+    for cache in reader.caches:
+        check_cache(cache, config, model_of(objective))
     newest = resume_from or newest_checkpoint(run)
     resume = load_checkpoint(newest, optimizer=True) if newest else None
     if resume is not None:
@@ -492,7 +492,7 @@ def prepare(
     return Setup(objective, reader, resume, validation, lineage, extra)
 
 
-def check_same_clips(reader: ClipReader, run: str) -> None:
+def check_same_clips(reader: Reader, run: str) -> None:
     """Raises LawmError where the run's checkpoints come from other videos: their cursor would say nothing."""
     newest = newest_checkpoint(run)
     if newest is None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from lawm.clips import BadClip, ClipReader, Sample, open_reader
+from lawm.clips import BadClip, Part, Reader, Sample, open_reader, parts_of
 from lawm.config import Config
 from lawm.sampling import Cursor, PlanArrays
 from lawm.shards import Index
@@ -16,26 +16,29 @@ CLIPS_PER_BLOCK = 8
 
 
 @functools.lru_cache(maxsize=2)
-def _reader(config_json: str, kind: str, table: Any) -> ClipReader:
-    """The reader of a decode worker, opened once per process. Index and plan lie in the object store, for all."""
-    index, slots, ends = ray.get(list(table.refs))
-    return open_reader(
-        Config.model_validate_json(config_json), kind, index=Index(index), arrays=PlanArrays(slots, ends)
-    )
+def _reader(config_json: str, kind: str, table: "Table") -> Reader:
+    """The reader of a decode worker, opened once per process. Indexes and plans lie in the object store, for all."""
+    parts = []
+    for number, refs in table.parts:
+        index, slots, ends = ray.get(list(refs))
+        parts.append(Part(number, Index(index), PlanArrays(slots, ends)))
+    return open_reader(Config.model_validate_json(config_json), kind, parts=parts)
 
 
 class Table:
-    """A reader's index and plan in the object store; can be a cache key."""
+    """A reader's indexes and plans in the object store; can be a cache key."""
 
-    def __init__(self, reader: ClipReader) -> None:
-        held = reader.plan.held
-        self.refs = tuple(ray.put(part) for part in (reader.index.table, held.slots, held.ends))
+    def __init__(self, reader: Reader) -> None:
+        self.parts = tuple(
+            (number, tuple(ray.put(part) for part in (videos.table, arrays.slots, arrays.ends)))
+            for number, videos, arrays in parts_of(reader)
+        )
 
     def __hash__(self) -> int:
-        return hash(self.refs)
+        return hash(self.parts)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Table) and self.refs == other.refs
+        return isinstance(other, Table) and self.parts == other.parts
 
 
 def decode_rows(

@@ -143,7 +143,7 @@ def needs(config: Config, kind: str) -> list[Need]:
 
 def _streams(config: Config, kind: str) -> bool:
     """Whether clips come through Ray Data (a state cache is read by the workers themselves)."""
-    return config.data.cache is None or kind == "decoder"
+    return not config.data.cached or kind == "decoder"
 
 
 def fit(config: Config, kind: str, run: str, parent: str | None = None, progress: Progress | None = None) -> str:
