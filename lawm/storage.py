@@ -1,17 +1,21 @@
 """The one place that knows what a URI is: a local path, or `s3://bucket/key`.
 
-S3 goes through boto3's own chain (environment, profiles, roles); the endpoint of another S3 service is
-AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL. Whatever the user can put right is raised as `StorageError`,
-one line that names the URI; a file that is not there as `NotFoundError`.
+S3 goes through boto3's own chain (environment, profiles, roles). The endpoint of another S3 service is
+AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL; the addressing style is that of the profile (`s3 = addressing_style = ...`),
+else by path for an endpoint of one's own. What throttling, resets and time-outs break is tried again. Whatever the user
+can put right is raised as `StorageError`, one line that names the URI; a file that is not there as `NotFoundError`.
 """
 
 import errno
 import functools
 import io
+import itertools
 import os
+import random
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 S3 = "s3://"
 _READ_AHEAD = 1 << 20
 """Bytes fetched by one ranged request of a buffered S3 file."""
+_ATTEMPTS = 6
+"""How often a request is made before it fails: with waits that double, about half a minute."""
 _ONE_PUT = 64 << 20
 """Larger objects are uploaded in parts (still all or nothing)."""
 
@@ -142,7 +148,8 @@ def _at() -> str:
 
 # ---------------------------------------------------------------- S3
 def _client() -> Any:
-    return _client_for(os.getpid(), endpoint(), os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_PROFILE"))
+    signing = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+    return _client_for(os.getpid(), endpoint(), *map(os.environ.get, signing))
 
 
 _client_lock = threading.Lock()
@@ -167,23 +174,37 @@ def _cached_client(pid: int, url: str | None, *identity: str | None) -> Any:
         region_name=session.region_name or "us-east-1",
         config=Config(
             connect_timeout=10,
-            read_timeout=60,
-            retries={"max_attempts": 4, "mode": "standard"},
+            read_timeout=_read_timeout(),
+            retries={"total_max_attempts": _ATTEMPTS, "mode": "standard"},
             max_pool_connections=32,
             # Other S3 services seldom have a host name per bucket, nor the newer checksums.
-            s3={"addressing_style": "path" if url else "auto"},
+            s3={"addressing_style": _addressing_style(session, url)},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         ),
     )
 
 
-def _head(uri: str) -> int:
-    """Size of an object. A HEAD has no body that tells a missing key from a missing bucket: ask for both."""
+def _read_timeout() -> float:
+    """Seconds without a byte before a connection counts as dead (LAWM_S3_READ_TIMEOUT; 60)."""
+    try:
+        return float(os.environ.get("LAWM_S3_READ_TIMEOUT", "60"))
+    except ValueError:
+        raise StorageError("LAWM_S3_READ_TIMEOUT: expected seconds, as in 60") from None
+
+
+def _addressing_style(session: Any, url: str | None) -> str:
+    configured = (session._session.get_scoped_config().get("s3") or {}).get("addressing_style")
+    return str(configured or ("path" if url else "auto"))
+
+
+def _head(uri: str) -> tuple[int, str]:
+    """Size and ETag of an object. A HEAD has no body that tells a missing key from a missing bucket: ask for both."""
     bucket, key = _bucket_key(uri)
     try:
         with _s3_errors(uri):
-            return int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
+            answer = _client().head_object(Bucket=bucket, Key=key)
+            return int(answer["ContentLength"]), str(answer.get("ETag", ""))
     except NotFoundError:
         _require_bucket(uri)
         raise
@@ -198,23 +219,34 @@ def _require_bucket(uri: str) -> None:
         raise _no_bucket(uri) from None
 
 
-def _get(uri: str, offset: int, size: int | None) -> bytes:
-    """Bytes [offset, offset + size) of an object; shorter at its end, empty beyond it."""
+def _get(uri: str, offset: int, size: int | None, etag: str = "") -> bytes:
+    """Bytes [offset, offset + size) of an object; shorter at its end, empty beyond it. Raises StorageError where the
+    object no longer is the one with that `etag`."""
     if size == 0:
         return b""
     bucket, key = _bucket_key(uri)
     whole = offset == 0 and size is None
     span = {} if whole else {"Range": f"bytes={offset}-{'' if size is None else offset + size - 1}"}
     with _s3_errors(uri):
-        from botocore.exceptions import ClientError
+        from botocore import exceptions as boto
 
-        try:
-            answer = _client().get_object(Bucket=bucket, Key=key, **span)
-        except ClientError as error:
-            if error.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
-                return b""
-            raise
-        data = bytes(answer["Body"].read())
+        # boto3 tries a request again, but not a body that breaks off.
+        broken = (boto.ResponseStreamingError, boto.IncompleteReadError, boto.ReadTimeoutError, boto.HTTPClientError)
+        for attempt in itertools.count(1):
+            try:
+                answer = _client().get_object(Bucket=bucket, Key=key, **span)
+                if etag and answer.get("ETag", etag) != etag:
+                    raise StorageError(f"{uri}: the object was replaced while it was read; index it again")
+                data = bytes(answer["Body"].read())
+                break
+            except boto.ClientError as error:
+                if error.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
+                    return b""
+                raise
+            except broken:
+                if attempt >= _ATTEMPTS:
+                    raise
+                time.sleep(min(0.25 * 2 ** (attempt - 1), 8.0) * random.uniform(0.5, 1.0))
     # Some services answer a range with status 200; some of those send the whole object.
     if not whole and "ContentRange" not in answer and (size is None or len(data) > size):
         data = data[offset:] if size is None else data[offset : offset + size]
@@ -253,8 +285,12 @@ class _Window(io.RawIOBase):
 
 
 class _S3Window(_Window):
+    def __init__(self, uri: str, offset: int, size: int, etag: str) -> None:
+        super().__init__(uri, offset, size)
+        self._etag = etag
+
     def _fill(self, buffer: memoryview, offset: int) -> int:
-        data = _get(self.name, offset, len(buffer))
+        data = _get(self.name, offset, len(buffer), self._etag)
         buffer[: len(data)] = data
         return len(data)
 
@@ -291,8 +327,9 @@ def open_file(uri: str, offset: int = 0, size: int | None = None) -> BinaryIO:
     Raises NotFoundError, StorageError.
     """
     if is_s3(uri):
-        length = max(0, _head(uri) - offset)
-        raw: io.RawIOBase = _S3Window(uri, offset, length if size is None else min(size, length))
+        there, etag = _head(uri)
+        length = max(0, there - offset)
+        raw: io.RawIOBase = _S3Window(uri, offset, length if size is None else min(size, length), etag)
         return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
     path = _local(uri)
     with _local_errors(uri):
@@ -306,7 +343,7 @@ def open_file(uri: str, offset: int = 0, size: int | None = None) -> BinaryIO:
 def size_of(uri: str) -> int:
     """Size of a file in bytes. Raises NotFoundError, StorageError."""
     if is_s3(uri):
-        return _head(uri)
+        return _head(uri)[0]
     with _local_errors(uri):
         if os.path.isdir(_local(uri)):
             raise IsADirectoryError
