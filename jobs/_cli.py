@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Protocol
 import yaml
 from rich.console import Console
 
+from lawm import storage
 from lawm.config import Config, ConfigError, LawmError, override
 from lawm.recipes import RECIPES, recipe
 
@@ -65,7 +66,19 @@ def resolve_config(args: argparse.Namespace, base: Config | None = None) -> Conf
 
     Raises ConfigError.
     """
-    return apply_settings(base if base is not None else recipe(args.recipe), args.overrides)
+    return anchored(apply_settings(base if base is not None else recipe(args.recipe), args.overrides))
+
+
+def anchored(config: Config) -> Config:
+    """The config with local paths made absolute: Ray's workers, and later commands, run elsewhere."""
+    found = {f"data.{name}": getattr(config.data, name) for name in ("index", "cache", "labels")}
+    weights = getattr(config.encoder, "weights", None)
+    if weights is not None and weights not in ("pretrained", "random") and not weights.startswith("package:"):
+        found["encoder.weights"] = weights
+    for path, uri in found.items():
+        if uri and uri != storage.absolute(uri):
+            config = override(config, path, storage.absolute(uri))
+    return config
 
 
 def split_settings(text: str) -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,10 +192,11 @@ def run_training(
     from lawm.clips import open_reader
     from lawm.cluster.fit import needs
     from lawm.cluster.session import start
+    from lawm.encoder import load_encoder
     from lawm.fine_tune import check_fine_tuning
     from lawm.latent_action import collapse_warning
     from lawm.objective import parameter_counts
-    from lawm.train import local_batch, settings
+    from lawm.train import check_same_run, local_batch, settings
 
     out = storage.absolute(args.out)
     _, loop = settings(config, kind)
@@ -208,13 +209,23 @@ def run_training(
     for one in members or [config]:
         check_fine_tuning(one)
     if args.dry_run:
+        for run, one in zip(runs, members or [config], strict=True):
+            check_same_run(one, kind, run)
+        storage.check_folder(out)
+        if kind != "latent_action":
+            check_objective(config, kind)
         if videos:
             from lawm.cluster.index import check_places
 
             check_places(videos, storage.join(out, "index.parquet"))
         clips: int | None = None
         if config.data.given:
-            clips = len(open_reader(config, kind).plan)
+            reader = open_reader(config, kind)
+            clips = len(reader.plan)
+            if getattr(config.encoder, "weights", "") != "pretrained":  # a dry run downloads nothing
+                encoder = load_encoder(config.encoder, config.data.clip)
+                for cache in reader.caches:
+                    cache.check(config, encoder.fingerprint())
             for member in members:
                 open_reader(member, kind)
         for member in members:
@@ -228,7 +239,8 @@ def run_training(
             }
         describe(config, needs(config, kind), clips, **more)
         return 0
-    with start(config.cluster) as session:
+    storage.check_folder(out)
+    with start(config.cluster) if videos or not args.plain else nullcontext() as session:
         if videos:
             from lawm.cluster.index import build_index, check_places
 
@@ -248,13 +260,23 @@ def run_training(
             warning = collapse_warning(read_about(checkpoint)["metrics"])
             if warning:
                 Console(stderr=True, soft_wrap=True).print(f"warning: {warning}", style="bold yellow", highlight=False)
-        if not args.plain:
+        if session is not None and not args.plain:
             print(session.memory_report())
         bad = quarantined(runs[0])
         if bad:
             listed = storage.join(runs[0], "quarantine.jsonl")
             print(f"{len(bad)} clips were refused, listed in {listed}; the last: {bad[-1]}")
     return 0
+
+
+def check_objective(config: Config, kind: str) -> None:
+    """Raises LawmError where a controller or decoder of that model cannot be trained on those clips."""
+    from lawm.encoder import check_state_a_frame
+
+    if kind == "controller":
+        check_state_a_frame(config.encoder, config.data.clip)
+        if config.data.labels is None and not config.data.mixture:
+            raise LawmError("a controller needs labelled clips: set data.labels")
 
 
 def train_members(members: Sequence[Config], runs: list[str], plain: bool) -> list[str]:

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
                 read_about(uri)
         reader = ClipReader(config, config.evaluate.split)
         baselines = [uri for uri in (args.deterministic, args.unconstrained) if uri]
-        check_asked(config, args.checkpoint, args.which, baselines, reader)
+        check_asked(config, args.checkpoint, args.which, baselines, args.controller, reader)
         describe(config, needs(config), min(config.evaluate.clips, len(reader.plan)), evaluations=args.which)
         return 0
     given = (args.deterministic, args.unconstrained, args.controller)

@@ -463,11 +463,24 @@ def override(config: Config, path: str, value: Any) -> Config:
     Setting a union's `kind` alone switches to that variant with its defaults; a union may also
     be set whole, as a JSON object. Raises ConfigError (unknown field: lists the valid ones).
     """
+    typed = value
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
             pass
+    try:
+        return _with_value(config, path, value)
+    except ConfigError as error:
+        if typed is value or not isinstance(value, int | float):
+            raise
+        try:  # 2.1 may be meant as the text "2.1"
+            return _with_value(config, path, typed)
+        except ConfigError:
+            raise error from None
+
+
+def _with_value(config: Config, path: str, value: Any) -> Config:
     data = config.model_dump()
     node: Any = data
     keys = path.split(".")

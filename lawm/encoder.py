@@ -6,6 +6,8 @@ Legend: B batch, F frames, S image side, T states, N tokens of a state, D state 
 import hashlib
 import importlib.util
 import math
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,15 @@ def looks_back(config: EncoderConfig) -> bool:
     return isinstance(config, VJepa2Encoder) and config.causality != "duplicate"
 
 
+def check_state_a_frame(config: EncoderConfig, clip: ClipSpec) -> None:
+    """Raises LawmError where one real action would not be one transition between states (spec section 1)."""
+    if looks_back(config) and clip.duplicate == 1:
+        raise LawmError(
+            f"the encoder makes one state of {VJepa2States.TUBELET} frames, and actions are given frame by frame: "
+            "set data.clip.duplicate=2 (each frame twice), or train with encoder.causality=duplicate"
+        )
+
+
 def states_per_clip(config: EncoderConfig, clip: ClipSpec) -> int:
     """States that the encoder makes of a clip: one a frame, or one a tubelet of two (repeated) frames."""
     return clip.frames // VJepa2States.TUBELET if looks_back(config) and clip.duplicate == 1 else clip.frames
@@ -288,6 +299,9 @@ def load_vjepa2(model: VJepa2States, path: Path) -> None:
         renamed = renamed_vjepa2(found, config.version)
     except (ValueError, IndexError, TypeError, RuntimeError) as error:  # shapes or numbers that make no sense
         raise LawmError(f"{where} does not hold V-JEPA 2's weights ({error})") from error
+    if ("modality" in renamed) != (model.modality is not None):
+        holds = "2.1" if "modality" in renamed else "2.0"
+        raise LawmError(f"{where} holds V-JEPA {holds}'s weights; set encoder.version={holds}")
     check_keys(model.state_dict(), renamed, where)
     model.load_state_dict(renamed)
 
@@ -398,15 +412,28 @@ def load_weights(model: nn.Module, weights: str) -> None:
 def read_weights(path: Path) -> dict[str, Any]:
     """What a safetensors file, or a torch file read with weights_only=True, holds."""
     if not path.is_file():
-        raise LawmError(f"encoder.weights: no file {path}")
+        raise LawmError(f"encoder.weights: no file {path} (a local path; fetch it first if it lies elsewhere)")
+    with open(path, "rb") as file:
+        head = file.read(9)
     try:
-        if path.suffix == ".safetensors":
+        if head[8:9] == b"{":  # safetensors, whatever its name: the header's length, then JSON
             from safetensors.torch import load_file
 
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        more = "Unsupported" in str(error) or "GLOBAL" in str(error)
+        why = "it holds more than tensors, which was not executed; give" if more else "it is no torch file; give"
+        raise LawmError(
+            f"encoder.weights: {path} is not a readable weights file: {why} a safetensors file, or a state_dict"
+        ) from error
     except Exception as error:  # a damaged file can raise anything
-        raise LawmError(f"encoder.weights: {path} is not a readable weights file ({type(error).__name__})") from error
+        raise LawmError(
+            f"encoder.weights: {path} is not a readable weights file, damaged or cut off ({type(error).__name__}); "
+            "fetch it again"
+        ) from error
     if not isinstance(found, dict):
         raise LawmError(
             f"encoder.weights: {path} holds no weights but a {type(found).__name__} (expected names and tensors)"
@@ -419,6 +446,12 @@ def check_tensors(found: Any, path: Path) -> None:
     named = isinstance(found, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
     if not named or not found:
         raise LawmError(f"encoder.weights: {path} holds no weights (expected names and tensors)")
+    for name, tensor in found.items():
+        counts = name.endswith("num_batches_tracked")
+        if not counts and not tensor.is_floating_point():
+            raise LawmError(f"encoder.weights: {path}: {name} is {tensor.dtype}; floating point was expected")
+        if not counts and not bool(torch.isfinite(tensor).all()):
+            raise LawmError(f"encoder.weights: {path}: {name} holds values that are not finite; fetch the file again")
 
 
 def package_weights() -> Path:

@@ -106,5 +106,5 @@ def collapsing(metrics: Mapping[str, float], config: FineTuneConfig) -> str:
         remedies.insert(0, "fine_tune.target=ema")
     return (
         f"the encoder is collapsing: of the original's states there are left {said} (fine_tune.stop_below = "
-        f"{config.stop_below:g}); the last checkpoint is from before. Try {', '.join(remedies)}"
+        f"{config.stop_below:g}); a checkpoint, if there is one, is from before. Try {', '.join(remedies)}"
     )

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from lawm.config import Config, FineTuneConfig, LawmError, PixelsEncoder
 from lawm.controller import Controller
 from lawm.decoder import Decoder
-from lawm.encoder import Encoder, StateNorm, check_keys, encode_clips, frames_per_state, load_encoder
+from lawm.encoder import (
+    Encoder,
+    StateNorm,
+    check_keys,
+    check_state_a_frame,
+    encode_clips,
+    frames_per_state,
+    load_encoder,
+)
 from lawm.fine_tune import FineTuning, check_fine_tuning, collapsing
 from lawm.latent_action import AdaptiveBottleneck, DiscreteBottleneck, LatentActionModel, LatentActions
 from lawm.layers import unpatchify
@@ -138,7 +146,7 @@ class LatentActionObjective(Objective):
         self.action_dropout = model.action_dropout
         self.duplicate = config.data.clip.duplicate
         if self.latent_action.embed is not None:
-            check_state_per_frame(self)
+            check_state_a_frame(config.encoder, config.data.clip)
 
     @property
     def frames_per_state(self) -> int:
@@ -232,15 +240,6 @@ class LatentActionObjective(Objective):
         return {}
 
 
-def check_state_per_frame(model: LatentActionObjective) -> None:
-    """Raises LawmError where one real action would not be one transition between states (spec section 1)."""
-    if model.frames_per_state > 1:
-        raise LawmError(
-            f"the encoder makes one state of {model.frames_per_state} frames, and actions are given frame by frame: "
-            "set data.clip.duplicate=2 (each frame twice), or train with encoder.causality=duplicate"
-        )
-
-
 class ControllerObjective(Objective):
     """L2 from the controller's latents to the frozen IDM's, and the inverse controller's action error."""
 
@@ -250,7 +249,7 @@ class ControllerObjective(Objective):
         super().__init__()
         if model.latent_action.kind == "deterministic":
             raise LawmError("a deterministic model has no latent actions: there is nothing to control")
-        check_state_per_frame(model)
+        check_state_a_frame(config.encoder, config.data.clip)
         self.model = model.requires_grad_(False).eval()
         self.controller = Controller(config.controller, model.encoder.state_width, action_dim, config.model.latent_dim)
 

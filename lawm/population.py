@@ -61,17 +61,21 @@ def encoded_batch(trainer: Trainer, batch: ClipBatch) -> ClipBatch:
 STOPPED = "stopped.json"
 
 
-def mark_stopped(run: str, why: str) -> None:
+def mark_stopped(run: str, why: str, config: Config) -> None:
     """Notes in a member's run folder that its own figures stopped it; a rerun of the population goes on without it."""
-    write_bytes(join(run, STOPPED), json.dumps({"reason": why}).encode())
+    said = {"reason": why, "model": config.model.model_dump(), "optimizer": config.optimizer.model_dump()}
+    write_bytes(join(run, STOPPED), json.dumps(said).encode())
 
 
-def stopped_members(runs: list[str]) -> dict[int, str]:
-    """Which members are marked as stopped, and why."""
+def stopped_members(runs: list[str], configs: list[Config]) -> dict[int, str]:
+    """Which members are marked as stopped with these very settings, and why."""
     found = {}
-    for i, run in enumerate(runs):
+    for i, (run, config) in enumerate(zip(runs, configs, strict=True)):
         if exists(join(run, STOPPED)):
-            found[i] = str(json.loads(read_bytes(join(run, STOPPED)))["reason"])
+            said = json.loads(read_bytes(join(run, STOPPED)))
+            ours = json.loads(json.dumps([config.model.model_dump(), config.optimizer.model_dump()]))
+            if [said["model"], said["optimizer"]] == ours:
+                found[i] = f"{said['reason']} (noted in {join(run, STOPPED)})"
     return found
 
 
@@ -170,10 +174,10 @@ def fit_population_local(
     checkpoints. `progress` hears of the first member. Returns the newest checkpoints. Raises LawmError; once the
     others are done, also what stopped a member, now or before."""
     check_runs(configs, runs)
-    left = [i for i in range(len(runs)) if i not in stopped_members(runs)]
+    left = [i for i in range(len(runs)) if i not in stopped_members(runs, configs)]
     if left:
         _fit_left([configs[i] for i in left], [runs[i] for i in left], progress)
-    if stopped := stopped_members(runs):
+    if stopped := stopped_members(runs, configs):
         raise LawmError(said_of(stopped))
     newest = [newest_checkpoint(run) for run in runs]
     return [uri for uri in newest if uri is not None]
@@ -200,4 +204,4 @@ def _fit_left(configs: list[Config], runs: list[str], progress: Callable[[int, d
             progress(step, metrics)
 
     reports = [local_report(writer, None) for writer in writers]
-    train_population(setups, configs, batches, reports, after, lambda i, why: mark_stopped(runs[i], why))
+    train_population(setups, configs, batches, reports, after, lambda i, why: mark_stopped(runs[i], why, configs[i]))

@@ -368,6 +368,19 @@ def exists(uri: str) -> bool:
         return False
 
 
+def check_folder(uri: str) -> None:
+    """Raises StorageError where no folder `uri` can be written to; on S3, nothing is tried."""
+    if is_s3(uri):
+        return
+    folder = os.path.abspath(_local(uri))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise StorageError(f"{uri}: {folder} is a file, where a folder was expected. Choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(f"{uri}: {folder} cannot be written to. Choose another place")
+
+
 def list_files(uri: str, suffixes: Sequence[str] | None = None) -> Iterator[tuple[str, int]]:
     """Every (uri, size) below a folder or prefix, in a fixed order; a file lists itself, whatever its suffix.
 

@@ -183,6 +183,8 @@ class Trainer:
         """Why the run has to stop after `done` steps, by figures that are the same on every rank; else empty."""
         loss = metrics.get("prediction")
         if loss is None:  # every step since the last report was skipped
+            if done == self.loop.steps and self.bad_steps == done - self.first:
+                return f"the loss was finite in none of {self.bad_steps} steps; look for bad input, or lower the rates"
             return ""
         if self._first_loss is None:
             self._first_loss = loss

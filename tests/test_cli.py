@@ -228,3 +228,18 @@ def test_submit_with_a_wrong_token_is_one_line(ray_cluster: Session) -> None:
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "asks for a token" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_number_can_be_meant_as_text_and_paths_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = base_parser("x", "doc")
+    monkeypatch.chdir(tmp_path)
+    asked = ["encoder.kind=vjepa2", "encoder.version=2.1", "encoder.weights=w.pt", "data.index=i.parquet"]
+    args = parser.parse_args(["--recipe", "tiny", *(part for one in asked for part in ("--set", one))])
+    config = resolve_config(args)
+    assert config.encoder.version == "2.1"
+    assert config.encoder.weights == str(tmp_path / "w.pt") and config.data.index == str(tmp_path / "i.parquet")
+    wrong = parser.parse_args(["--recipe", "tiny", "--set", "train.steps=0.5"])
+    with pytest.raises(LawmError, match=r"train\.steps"):
+        resolve_config(wrong)

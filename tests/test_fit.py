@@ -159,7 +159,9 @@ def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
     cache = StateCache(at["cache"])
     assert sum(p.frames for places in cache.places.values() for _, _, p in places) == 8 * 16
     assert encode.main([*tiny, "--index", where, "--out", at["cache"]]) == 0
-    assert "128 states of 8 videos" in (said := capsys.readouterr().out) and "1 parts by an earlier run" in said
+    assert (
+        "states of 128 frames of 8 videos" in (said := capsys.readouterr().out) and "1 parts by an earlier run" in said
+    )
 
     steps = [*tiny, "--set", "train.steps=6", "--set", "train.log_every=1"]
     assert train.main([*steps, "--cache", at["cache"], "--labels", labels, "--out", at["model"]]) == 0
@@ -214,3 +216,20 @@ def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     assert plan.main([*child, "--out", at["plan"], "--set", "plan.seed=1"]) == 2
     assert "holds episodes of another model or plan" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_said_and_the_same_command_goes_on(small_set: SmallSet, tmp_path: Path) -> None:
+    asked = [
+        sys.executable, "-m", "jobs", "train", "--recipe", "tiny", "--index", small_set.index, "--out",
+        str(tmp_path / "run"), "--set", "train.steps=4000", "--set", "train.checkpoint_every=5",
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    with subprocess.Popen(asked, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        deadline = time.monotonic() + 120
+        while not checkpoint_folders(str(tmp_path / "run")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        job.send_signal(signal.SIGINT)
+        _, said = job.communicate(timeout=60)
+    assert job.returncode == 130, said.decode()[-2000:]
+    assert b"interrupted. Run the same command again to go on" in said and b"Traceback" not in said
+    assert checkpoint_folders(str(tmp_path / "run"))

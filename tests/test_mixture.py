@@ -128,7 +128,8 @@ def test_a_mixture_of_caches(ray_cluster: Session, two_sets: tuple[SmallSet, Sma
 
 def test_the_command_line(two_sets: tuple[SmallSet, SmallSet], tmp_path: Path, capsys: Any) -> None:
     out = str(tmp_path / "run")
-    fast = ["--recipe", "tiny", "--out", out, "--set", "train.steps=2", "--plain"]
+    base = ["--recipe", "tiny", "--set", "train.steps=2", "--plain", "--out"]
+    fast = [*base, out]
     mix = ["--mix", f"{two_sets[0].index}=1", "--mix", f"{two_sets[1].index}=3"]
     assert train.main([*fast, *mix]) == 0
     said = json.loads((tmp_path / "run/config.json").read_text())["data"]["mixture"]
@@ -140,5 +141,5 @@ def test_the_command_line(two_sets: tuple[SmallSet, SmallSet], tmp_path: Path, c
         (["--mix", "none.parquet=1"], "no such file"),
         (["--mix", f"{two_sets[0].index}=-1"], "greater than or equal to 0"),
     ):
-        assert train.main([*fast, *wrong, "--dry-run"]) == 2
+        assert train.main([*base, f"{out}-wrong", *wrong, "--dry-run"]) == 2
         assert message in capsys.readouterr().err

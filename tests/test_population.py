@@ -155,7 +155,7 @@ def test_a_storage_that_fails_is_not_a_members_own_trouble(
     runs = [str(tmp_path / "0"), str(tmp_path / "1")]
     with pytest.raises(StorageError, match=r"^the disk is full$"):
         fit_population_local(members(small_set)[:2], runs)
-    assert not stopped_members(runs)
+    assert not stopped_members(runs, members(small_set)[:2])
 
 
 def test_on_ray_each_member_is_what_it_is_in_plain_python(
@@ -207,8 +207,9 @@ def test_members_on_the_command_line(tmp_path: Path, small_set: SmallSet, capsys
     assert train.main([*fast, "--member", "beta"]) == 2
     assert "--member beta: expected FIELD=VALUE" in capsys.readouterr().err
     assert train.main([*fast, "--member", "model.bottleneck.beta='1e-5"]) == 2
+    other = [*fast, "--out", f"{out}-other"]
     json_value = 'optimizer.adamw_lr=1e-3 model.bottleneck={"kind": "noisy", "beta": 1e-3}'
-    assert train.main([*fast, "--member", json_value, "--member", "model.latent_dim=4", "--dry-run"]) == 0
+    assert train.main([*other, "--member", json_value, "--member", "model.latent_dim=4", "--dry-run"]) == 0
     for bad in ("model.world_model.heads=7", "model.bottleneck.kind=true_actions"):
-        assert train.main([*fast, "--member", bad, "--dry-run"]) == 2, bad
-    assert train.main([*fast, "--set", "fine_tune.target=ema", "--dry-run"]) == 2
+        assert train.main([*other, "--member", bad, "--dry-run"]) == 2, bad
+    assert train.main([*other, "--set", "fine_tune.target=ema", "--dry-run"]) == 2

@@ -261,3 +261,19 @@ def test_released_sizes_have_their_published_parameter_counts() -> None:
         with torch.device("meta"):
             model = VJepa2States(VJepa2Encoder(size=size, weights="random"), ClipSpec(frames=16, size=256))  # type: ignore[arg-type]
         assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_weights_that_no_network_should_have_are_refused(tmp_path: Path, hugging_face: VJEPA2Model) -> None:
+    whole = write_hugging_face(tmp_path / "w.safetensors", hugging_face)
+    (tmp_path / "renamed.pt").write_bytes(whole.read_bytes())
+    encoder(weights=str(tmp_path / "renamed.pt"))  # what it is, not how it is called
+    held = {k: v.contiguous() for k, v in hugging_face.state_dict().items()}
+    name = "encoder.layer.1.mlp.fc1.weight"
+    save_file(held | {name: held[name] * float("nan")}, tmp_path / "nan.safetensors")
+    with pytest.raises(LawmError, match=r"fc1.weight holds values that are not finite"):
+        encoder(weights=str(tmp_path / "nan.safetensors"))
+    save_file(held | {name: held[name].to(torch.int8)}, tmp_path / "int.safetensors")
+    with pytest.raises(LawmError, match=r"fc1.weight is torch.int8; floating point was expected"):
+        encoder(weights=str(tmp_path / "int.safetensors"))
+    with pytest.raises(LawmError, match=r"holds V-JEPA 2.0's weights; set encoder.version=2.0"):
+        encoder(weights=str(whole), version="2.1")

@@ -26,7 +26,7 @@ from lawm.checkpoint import (
 from lawm.clips import ClipReader, Sample, Split
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError, parse_config
-from lawm.encoder import states_per_clip
+from lawm.encoder import check_state_a_frame, states_per_clip
 from lawm.evaluation import PerClip, Result, capacity, control, cycle, interval, leakage, summarize
 from lawm.objective import ClipBatch
 from lawm.train import autocast, pick_device
@@ -160,12 +160,21 @@ def run_tasks(config: Config, tasks: list[Task], arguments: tuple[Any, ...]) -> 
     return {n: np.concatenate([row["values"][n] for row in found if n in row["values"]]) for n in names}
 
 
-def check_asked(config: Config, model: str, which: Sequence[str], baselines: Iterable[str], reader: ClipReader) -> None:
+def check_asked(
+    config: Config,
+    model: str,
+    which: Sequence[str],
+    baselines: Iterable[str],
+    controller: str | None,
+    reader: ClipReader,
+) -> None:
     """Raises LawmError where the checkpoints or the data cannot give what is asked for."""
     check_context(config)
     trained = parse_config(read_about(model)["config"], model)
     for uri in baselines:
         check_baseline(trained, parse_config(read_about(uri)["config"], uri), uri)
+    if controller is not None:
+        check_state_a_frame(config.encoder, config.data.clip)
     if "leakage" in which:
         check_free_of_the_past(reader.cache, "leakage (leave it out with --which)")
 
@@ -200,7 +209,7 @@ def evaluate(
     e = config.evaluate
     labelled = checkpoint.config.model.bottleneck.kind == "true_actions"
     reader = ClipReader(config, e.split, labelled=labelled)
-    check_asked(config, model, which, [uri for uri in (deterministic, unconstrained) if uri], reader)
+    check_asked(config, model, which, [uri for uri in (deterministic, unconstrained) if uri], controller, reader)
     clips = min(e.clips, len(reader.plan))
     if clips < 2:
         raise LawmError(f"{e.split} split: {clips} clip, and the controls need two; hold out more (data.val_fraction)")

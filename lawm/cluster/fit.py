@@ -79,7 +79,7 @@ class RunSpec:
 
     def left(self) -> "RunSpec":
         """Without the members that their own figures have stopped."""
-        stopped = stopped_members(self.runs) if self.population else {}
+        stopped = stopped_members(self.runs, self.configs) if self.population else {}
         keep = [i for i in range(len(self.runs)) if i not in stopped]
         return replace(self, configs=[self.configs[i] for i in keep], runs=[self.runs[i] for i in keep])
 
@@ -208,7 +208,10 @@ def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, 
             progress(ray.get(board.get.remote(), timeout=5))
 
     with watching(tell):
-        trainer.fit()
+        try:
+            trainer.fit()
+        except SystemExit:  # Ray Train's own answer to an interrupt
+            raise KeyboardInterrupt from None
     stopped = ray.get(board.why_stopped.remote())
     if stopped:
         raise LawmError(stopped)
@@ -217,7 +220,7 @@ def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, 
 
 def _newest(spec: RunSpec) -> list[str]:
     """The newest checkpoint of every run. Raises LawmError: a member was stopped, or there is none."""
-    if spec.population and (stopped := stopped_members(spec.runs)):
+    if spec.population and (stopped := stopped_members(spec.runs, spec.configs)):
         raise LawmError(said_of(stopped))
     found = []
     for run in spec.runs:
@@ -304,6 +307,9 @@ def _train(spec: RunSpec) -> None:
             filesystem, path = arrow_filesystem(saved[0])
             noted = ray.train.Checkpoint(path, filesystem)
         saved.clear()
+        # A report waits for the controller, which looks every two seconds: none between checkpoints.
+        if step % loop.checkpoint_every and step != loop.steps:
+            return
         # Already in the run folder, checkpoint.json last: Ray only takes note of it.
         ray.train.report(
             metrics,
@@ -314,7 +320,7 @@ def _train(spec: RunSpec) -> None:
 
     def on_stop(member: int, why: str) -> None:
         if rank == 0:
-            mark_stopped(spec.runs[member], why)
+            mark_stopped(spec.runs[member], why, spec.configs[member])
 
     if population:
         reports = [partial(keep, run) for run in spec.runs]

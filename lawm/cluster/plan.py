@@ -16,6 +16,7 @@ from lawm.checkpoint import check_cache, check_free_of_the_past, load_controller
 from lawm.clips import BadClip, ClipReader, Sample, Split
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError
+from lawm.encoder import check_state_a_frame
 from lawm.evaluation import Result, interval, mean, ratio
 from lawm.planning import cumulative_error, plan, preset, rollout_cost
 from lawm.storage import exists, is_s3, join, read_bytes, write_bytes
@@ -122,6 +123,7 @@ def identity(config: Config, model: str, controller: str) -> dict[str, Any]:
 def labelled_clips(config: Config) -> int:
     """Held-out labelled clips as long as an episode. Raises LawmError where they are fewer than the episodes."""
     total = config.plan.episodes
+    check_state_a_frame(config.encoder, config.data.clip)
     reader = ClipReader(episode_config(config), "val", labelled=True)
     check_free_of_the_past(reader.cache, "planning")
     held_out = len(reader.plan)
