@@ -142,6 +142,29 @@ def paper_discrete() -> Config:
     return _with_bottleneck(paper_sparse(), "paper_discrete", Discrete(codebook_size=32768))
 
 
+def _of_size(recipe: str, world_model: WorldModelConfig) -> Config:
+    base = paper_noisy()
+    return base.model_copy(
+        update={"recipe": recipe, "model": base.model.model_copy(update={"world_model": world_model})}
+    )
+
+
+def paper_vit_s() -> Config:
+    """The paper's noisy setting with a ViT-S world model (its scaling over model size, figure 12)."""
+    return _of_size("paper_vit_s", _vit(384, 12, 6))
+
+
+def paper_vit_b() -> Config:
+    """The same with a ViT-B world model."""
+    return _of_size("paper_vit_b", _vit(768, 12, 12))
+
+
+def paper_vit_h() -> Config:
+    """The same with a ViT-H world model; its activations are computed again in the backward pass."""
+    huge = _vit(1280, 32, 16).model_copy(update={"activation_checkpointing": True})
+    return _of_size("paper_vit_h", huge)
+
+
 def report_sparse() -> Config:
     """The report's setting: ViT-B, 8 frames at 224, 3-layer MLP IDM, action dropout 0.15, lambda_l1 0.1.
     Its encoder is a per-frame V-JEPA 2-B; the one B that has been released is 2.1's."""
@@ -182,6 +205,9 @@ RECIPES: dict[str, Callable[[], Config]] = {
         paper_sparse,
         paper_noisy,
         paper_discrete,
+        paper_vit_s,
+        paper_vit_b,
+        paper_vit_h,
         report_sparse,
         report_noisy,
         report_discrete,

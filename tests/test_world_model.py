@@ -209,3 +209,14 @@ def test_activation_checkpointing_changes_memory_and_nothing_else() -> None:
         saved.append(sum(held))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert saved[1] < saved[0] / 2
+
+
+def test_recipes_of_every_size_build() -> None:
+    """ViT-S, B, L, H: a plain ViT's parameters and half as many again for the modulation of every block."""
+    from lawm.objective import parameter_counts
+    from lawm.recipes import recipe
+
+    plain = {"paper_vit_s": 21.3, "paper_vit_b": 85.1, "paper_noisy": 302.3, "paper_vit_h": 629.7}
+    for name, millions in plain.items():
+        found = parameter_counts(recipe(name))["world model"] / 1e6
+        assert 1.4 * millions < found < 1.7 * millions, (name, found)
