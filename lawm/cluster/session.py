@@ -135,7 +135,8 @@ class _Undo:
 
     def __init__(self) -> None:
         self.disconnect = False
-        self.environment: dict[str, str | None] = {}
+        # Ray itself sets this one when it connects.
+        self.environment: dict[str, str | None] = {"PYTHONBREAKPOINT": os.environ.get("PYTHONBREAKPOINT")}
         self.folder: Path | None = None
         self.lock: Any = None
         self.multi_node: bool | None = None
