@@ -189,14 +189,10 @@ def run_training(
 ) -> int:
     """The body of `lawm train`, `lawm controller` and `lawm decoder`. `members`: configs of a population."""
     from lawm.checkpoint import read_about
-    from lawm.clips import open_reader
-    from lawm.cluster.fit import needs
     from lawm.cluster.session import start
-    from lawm.encoder import load_encoder
     from lawm.fine_tune import check_fine_tuning
     from lawm.latent_action import collapse_warning
-    from lawm.objective import parameter_counts
-    from lawm.train import check_same_run, local_batch, settings
+    from lawm.train import local_batch, settings
 
     out = storage.absolute(args.out)
     _, loop = settings(config, kind)
@@ -209,35 +205,7 @@ def run_training(
     for one in members or [config]:
         check_fine_tuning(one)
     if args.dry_run:
-        for run, one in zip(runs, members or [config], strict=True):
-            check_same_run(one, kind, run)
-        storage.check_folder(out)
-        if kind != "latent_action":
-            check_objective(config, kind)
-        if videos:
-            from lawm.cluster.index import check_places
-
-            check_places(videos, storage.join(out, "index.parquet"))
-        clips: int | None = None
-        if config.data.given:
-            reader = open_reader(config, kind)
-            clips = len(reader.plan)
-            if getattr(config.encoder, "weights", "") != "pretrained":  # a dry run downloads nothing
-                encoder = load_encoder(config.encoder, config.data.clip)
-                for cache in reader.caches:
-                    cache.check(config, encoder.fingerprint())
-            for member in members:
-                open_reader(member, kind)
-        for member in members:
-            parameter_counts(member)  # builds it
-        counts = {name: f"{count:,}" for name, count in parameter_counts(config).items()}
-        more = {"clips_trained_on": loop.steps * loop.batch, "parameters": counts, "videos": list(videos), "out": out}
-        if members:
-            more["members"] = {
-                run: {path: ours for path, (ours, _) in differing_fields(member, config).items()}
-                for run, member in zip(runs, members, strict=True)
-            }
-        describe(config, needs(config, kind), clips, **more)
+        describe_training(config, kind, out, runs, videos, members)
         return 0
     storage.check_folder(out)
     with start(config.cluster) if videos or not args.plain else nullcontext() as session:
@@ -267,6 +235,48 @@ def run_training(
             listed = storage.join(runs[0], "quarantine.jsonl")
             print(f"{len(bad)} clips were refused, listed in {listed}; the last: {bad[-1]}")
     return 0
+
+
+def describe_training(
+    config: Config, kind: str, out: str, runs: list[str], videos: Sequence[str], members: Sequence[Config]
+) -> None:
+    """The dry run of a training job: looks at all that the run would refuse, and prints what it would do."""
+    from lawm.clips import open_reader
+    from lawm.cluster.fit import needs
+    from lawm.encoder import load_encoder
+    from lawm.objective import parameter_counts
+    from lawm.train import check_same_run, settings
+
+    _, loop = settings(config, kind)
+    for run, one in zip(runs, members or [config], strict=True):
+        check_same_run(one, kind, run)
+    storage.check_folder(out)
+    if kind != "latent_action":
+        check_objective(config, kind)
+    if videos:
+        from lawm.cluster.index import check_places
+
+        check_places(videos, storage.join(out, "index.parquet"))
+    clips: int | None = None
+    if config.data.given:
+        reader = open_reader(config, kind)
+        clips = len(reader.plan)
+        if getattr(config.encoder, "weights", "") != "pretrained":  # a dry run downloads nothing
+            encoder = load_encoder(config.encoder, config.data.clip)
+            for cache in reader.caches:
+                cache.check(config, encoder.fingerprint())
+        for member in members:
+            open_reader(member, kind)
+    for member in members:
+        parameter_counts(member)  # builds it
+    counts = {name: f"{count:,}" for name, count in parameter_counts(config).items()}
+    more = {"clips_trained_on": loop.steps * loop.batch, "parameters": counts, "videos": list(videos), "out": out}
+    if members:
+        more["members"] = {
+            run: {path: ours for path, (ours, _) in differing_fields(member, config).items()}
+            for run, member in zip(runs, members, strict=True)
+        }
+    describe(config, needs(config, kind), clips, **more)
 
 
 def check_objective(config: Config, kind: str) -> None:

@@ -375,10 +375,8 @@ def check_folder(uri: str) -> None:
     folder = os.path.abspath(_local(uri))
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
-    if not os.path.isdir(folder):
-        raise StorageError(f"{uri}: {folder} is a file, where a folder was expected. Choose another place")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise StorageError(f"{uri}: {folder} cannot be written to. Choose another place")
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(f"{uri}: {folder} is no folder that can be written to. Choose another place")
 
 
 def list_files(uri: str, suffixes: Sequence[str] | None = None) -> Iterator[tuple[str, int]]:

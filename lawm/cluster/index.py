@@ -84,11 +84,7 @@ def check_places(sources: Sequence[str], uri: str) -> None:
         storage.write_bytes(f"{uri}.parts/check", b"")
         storage.delete(f"{uri}.parts/check")
         return
-    folder = os.path.dirname(storage.absolute(uri))
-    while not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise LawmError(f"{uri}: {folder} is no folder that can be written to. Choose another place")
+    storage.check_folder(os.path.dirname(storage.absolute(uri)))
 
 
 def build_index(

@@ -68,9 +68,9 @@ def prepare(
     index = read_index(config.data.index)
     wanted = settings(index, clip, spec)
     claim(out, wanted)
-    todo, kept = [], 0
-    done = 0
-    for shard in shards(index):
+    todo, kept, done = [], 0, 0
+    every = shards(index)
+    for shard in every:
         if exists(join(out, f"{shard.name}.parquet")):
             kept += 1
             done += shard.count
@@ -78,12 +78,9 @@ def prepare(
             todo.append(_Attempt(shard))
     if progress is not None:
         progress(done, len(index))
-    remote = ray.remote(_prepare).options(
-        num_cpus=config.cluster.decode_cpus, max_retries=0, label_selector=label_selector(config.cluster, DECODE)
-    )
-    alone = ray.remote(_survives).options(
-        num_cpus=config.cluster.decode_cpus, max_retries=0, label_selector=label_selector(config.cluster, DECODE)
-    )
+    selector = label_selector(config.cluster, DECODE)
+    options: dict[str, Any] = {"num_cpus": config.cluster.decode_cpus, "max_retries": 0, "label_selector": selector}
+    remote, alone = ray.remote(_prepare).options(**options), ray.remote(_survives).options(**options)
     running: dict[ray.ObjectRef, _Attempt] = {}
     try:
         while todo or running:
@@ -118,7 +115,7 @@ def prepare(
         for future in running:
             ray.cancel(future, force=True)
         raise
-    return _finish(out, [shard.name for shard in shards(index)], kept)
+    return _finish(out, [shard.name for shard in every], kept)
 
 
 def claim(out: str, wanted: dict[str, Any]) -> None:
