@@ -126,7 +126,7 @@ def duplicates(
     groups: defaultdict[str, list[VideoRef]] = defaultdict(list)
     with ThreadPoolExecutor(threads) as pool:
         for done, (ref, said) in enumerate(zip(candidates, pool.map(content_hash, candidates), strict=True), 1):
-            groups[said].append(ref)
+            groups[f"{said} {ref.begin_s}"].append(ref)  # episodes of one file are no copies of each other
             if progress is not None:
                 progress(done, len(candidates))
     return sorted((refs for refs in groups.values() if len(refs) > 1), key=lambda refs: (-len(refs), refs[0].key))

@@ -19,7 +19,7 @@ import numpy as np
 
 from lawm import storage
 from lawm.config import ClipSpec, LawmError, VideoLimits
-from lawm.shards import Index, VideoRef
+from lawm.shards import Index, VideoRef, ref_of
 from lawm.video import VideoError, decode_whole, probe
 
 FRAMES_AT_ONCE = 64
@@ -155,9 +155,8 @@ def prepare_shard(
         if row["reason"] is None and row["key"] in crashed:
             row = row | {"reason": "crashed: transcoding took its worker down"}
         elif row["reason"] is None:
-            ref = VideoRef(row["source"], row["offset"], row["size"], row["key"])
             try:
-                made.append((len(new), row, transcode(ref, row, clip_fps, spec, limits)))
+                made.append((len(new), row, transcode(ref_of(row), row, clip_fps, spec, limits)))
             except VideoError as error:
                 row = row | {"reason": error.why}
         new.append(row)

@@ -10,7 +10,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -45,11 +45,19 @@ INDEX_SCHEMA = pa.schema(
         ("duration_s", pa.float64()),
         ("keyframes_s", pa.list_(pa.float32())),
         ("reason", pa.string()),
+        ("begin_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("true_rate", pa.float64()),
+        ("version", pa.int64()),
     ]
 )
 """One row a video. Width and height as displayed (after rotation), pixels; `rate` in frames/s from the
 time stamps, `container_rate` as the container claims; `start_s` the container's time of the first frame;
-`duration_s` and `keyframes_s` in seconds from the first frame; `reason` null when the video can be used."""
+`duration_s` and `keyframes_s` in seconds from the first frame; `reason` null when the video can be used. The last
+four, null for most: see VideoRef."""
+
+_LATER = ("begin_s", "end_s", "true_rate", "version")
+"""Columns that an index need not have, and that are not read where all are null."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,29 @@ class VideoRef:
     offset: int
     size: int
     key: str
+    begin_s: float | None = None
+    """The video is what the file shows from here on (seconds by the container's own clock), for files that hold many
+    episodes."""
+    end_s: float | None = None
+    """... until here, exclusively."""
+    true_rate: float | None = None
+    """Frames per second of physical time, where it is known that the container's clock runs at another pace."""
+    version: int | None = None
+    """Of an S3 object, a hash of its ETag when it was probed; None: any will do."""
 
     def __str__(self) -> str:
-        return f"{self.source}:{self.key}" if self.offset else self.source
+        return f"{self.source}:{self.key}" if self.offset or self.begin_s is not None else self.source
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """All but the key, as JSON can hold it."""
+        return (self.source, self.offset, self.size, self.begin_s, self.end_s, self.true_rate, self.version)
+
+    @staticmethod
+    def at(place: Sequence[Any], key: str) -> "VideoRef":
+        """The ref with that `place`."""
+        source, offset, size, begin_s, end_s, true_rate, version = place
+        return VideoRef(source, offset, size, key, begin_s, end_s, true_rate, version)
 
     @property
     def is_tar(self) -> bool:
@@ -143,14 +171,22 @@ def unique_keys(refs: Iterable[VideoRef]) -> Iterator[VideoRef]:
     for ref in refs:
         short = int.from_bytes(hashlib.blake2b(ref.key.encode(), digest_size=8).digest(), "little")
         used[short] = used.get(short, 0) + 1
-        yield ref if used[short] == 1 else VideoRef(ref.source, ref.offset, ref.size, f"{ref.key}#{used[short]}")
+        yield ref if used[short] == 1 else replace(ref, key=f"{ref.key}#{used[short]}")
 
 
 # ---------------------------------------------------------------- the index
 def empty_row(ref: VideoRef, reason: str | None = None) -> dict[str, Any]:
     """An index row of which only the place (and the reason) is known."""
     row: dict[str, Any] = dict.fromkeys(INDEX_SCHEMA.names)
-    return row | {"key": ref.key, "source": ref.source, "offset": ref.offset, "size": ref.size, "reason": reason}
+    return row | {name: getattr(ref, name) for name in REF_COLUMNS} | {"reason": reason}
+
+
+REF_COLUMNS = tuple(field.name for field in fields(VideoRef))
+
+
+def ref_of(row: dict[str, Any]) -> VideoRef:
+    """Where the video of an index row lies."""
+    return VideoRef(**{name: row.get(name) for name in REF_COLUMNS})  # type: ignore[arg-type]
 
 
 def rows_to_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
@@ -200,8 +236,8 @@ class Index:
 
     def ref(self, i: int) -> VideoRef:
         """Where video `i` (row number) lies."""
-        row = {name: self.table[name][i].as_py() for name in ("source", "offset", "size", "key")}
-        return VideoRef(**row)
+        there = [name for name in REF_COLUMNS if name in self.table.column_names]
+        return ref_of({name: self.table[name][i].as_py() for name in there})
 
     def column(self, name: str) -> np.ndarray:
         """A numeric column as numpy; nulls are NaN (float64)."""
@@ -217,13 +253,13 @@ class Index:
         return digest.hexdigest()
 
 
-PLAN_COLUMNS = ("key", "source", "offset", "size", "rate", "duration_s", "reason")
+PLAN_COLUMNS = ("key", "source", "offset", "size", "rate", "duration_s", "reason", *_LATER)
 """What a sampling plan and its clips need of an index."""
 
 
 def read_index(uri: str) -> Index:
     """The index at `uri` (Parquet). Raises NotFoundError, StorageError, LawmError for another kind of file."""
-    pieces = [piece.table for piece in read_pieces(uri, INDEX_SCHEMA.names)]
+    pieces = [piece.table.cast(INDEX_SCHEMA) for piece in read_pieces(uri, INDEX_SCHEMA.names)]
     return Index(pa.concat_tables(pieces) if pieces else INDEX_SCHEMA.empty_table())
 
 
@@ -231,22 +267,38 @@ def read_pieces(uri: str, columns: Sequence[str] = PLAN_COLUMNS) -> Iterator[Ind
     """The index at `uri` piece by piece, or some columns of it, `source` then dictionary-encoded. Raises as
     `read_index`."""
     whole = len(columns) == len(INDEX_SCHEMA.names)
-    schema = INDEX_SCHEMA if whole else pa.schema([_slim(INDEX_SCHEMA.field(name)) for name in columns])
     with storage.open_file(uri) as file:
         try:
             found = pq.ParquetFile(file, read_dictionary=[] if whole else ["source"])
             names = found.schema_arrow.names
-            missing = [name for name in INDEX_SCHEMA.names if name not in names]
+            missing = [name for name in INDEX_SCHEMA.names if name not in (*names, *_LATER)]
             if missing:
                 raise LawmError(
                     f"{uri}: not an index, it lacks the columns {', '.join(missing)}. Make one with `lawm index`"
                 )
+            kept = columns if whole else [name for name in columns if name not in _LATER or _any(found, name)]
+            schema = INDEX_SCHEMA if whole else pa.schema([_slim(INDEX_SCHEMA.field(name)) for name in kept])
             for group in range(found.num_row_groups):
-                table = found.read_row_group(group, columns=schema.names)
+                table = found.read_row_group(group, columns=[name for name in kept if name in names])
+                for name in kept:
+                    if name not in names:
+                        table = table.append_column(name, pa.nulls(len(table)))
                 yield Index(table.select(schema.names).cast(schema))
         except pa.ArrowInvalid as error:
             said = str(error).splitlines()[0]
             raise LawmError(f"{uri}: not a Parquet file ({said}). Make one with `lawm index`") from None
+
+
+def _any(file: pq.ParquetFile, name: str) -> bool:
+    """Whether a column of the file holds anything but nulls; what its footer does not say counts as yes."""
+    if name not in file.schema_arrow.names:
+        return False
+    for group in range(file.metadata.num_row_groups):
+        columns = file.metadata.row_group(group)
+        column = next(c for i in range(columns.num_columns) if (c := columns.column(i)).path_in_schema == name)
+        if column.statistics is None or column.statistics.null_count != column.num_values:
+            return True
+    return False
 
 
 def _slim(field: pa.Field) -> pa.Field:

@@ -8,6 +8,7 @@ can put right is raised as `StorageError`, one line that names the URI; a file t
 
 import errno
 import functools
+import hashlib
 import io
 import itertools
 import os
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from lawm.config import LawmError
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 S3 = "s3://"
 _READ_AHEAD = 1 << 20
 """Bytes fetched by one ranged request of a buffered S3 file."""
+_WHOLE = 8 << 20
+"""Up to this size a video is fetched by one request."""
 _ATTEMPTS = 6
 """How often a request is made before it fails: with waits that double, about half a minute."""
 _ONE_PUT = 64 << 20
@@ -37,6 +40,10 @@ _ONE_PUT = 64 << 20
 
 class StorageError(LawmError):
     """A place that cannot be read or written, and why."""
+
+
+class ReplacedError(StorageError):
+    """An object is no longer the one that it was."""
 
 
 class NotFoundError(StorageError):
@@ -219,11 +226,25 @@ def _require_bucket(uri: str) -> None:
         raise _no_bucket(uri) from None
 
 
-def _get(uri: str, offset: int, size: int | None, etag: str = "") -> bytes:
-    """Bytes [offset, offset + size) of an object; shorter at its end, empty beyond it. Raises StorageError where the
-    object no longer is the one with that `etag`."""
+def _version(etag: str) -> int | None:
+    """An ETag as 63 bits, since an index holds ten million of them; None where there is none."""
+    plain = etag.removeprefix("W/").strip('"')
+    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "big") >> 1 if plain else None
+
+
+class _Body(NamedTuple):
+    """An answer's bytes, the size of the whole object and its version where they are told."""
+
+    data: bytes
+    total: int | None = None
+    version: int | None = None
+
+
+def _get(uri: str, offset: int, size: int | None, version: int | None = None) -> _Body:
+    """Bytes [offset, offset + size) of an object; shorter at its end, empty beyond it. Raises ReplacedError where the
+    object no longer is the one of that `version`."""
     if size == 0:
-        return b""
+        return _Body(b"")
     bucket, key = _bucket_key(uri)
     whole = offset == 0 and size is None
     span = {} if whole else {"Range": f"bytes={offset}-{'' if size is None else offset + size - 1}"}
@@ -235,22 +256,27 @@ def _get(uri: str, offset: int, size: int | None, etag: str = "") -> bytes:
         for attempt in itertools.count(1):
             try:
                 answer = _client().get_object(Bucket=bucket, Key=key, **span)
-                if etag and answer.get("ETag", etag) != etag:
-                    raise StorageError(f"{uri}: the object was replaced while it was read; index it again")
+                there = _version(answer.get("ETag", ""))
+                if version is not None and there not in (version, None):
+                    answer["Body"].close()
+                    raise ReplacedError(f"{uri}: the object was replaced since it was indexed or opened; index again")
                 data = bytes(answer["Body"].read())
                 break
             except boto.ClientError as error:
                 if error.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
-                    return b""
+                    return _Body(b"")
                 raise
             except broken:
                 if attempt >= _ATTEMPTS:
                     raise
                 time.sleep(min(0.25 * 2 ** (attempt - 1), 8.0) * random.uniform(0.5, 1.0))
     # Some services answer a range with status 200; some of those send the whole object.
-    if not whole and "ContentRange" not in answer and (size is None or len(data) > size):
+    span_said = str(answer.get("ContentRange", ""))
+    total = int(span_said.rpartition("/")[2]) if span_said.rpartition("/")[2].isdigit() else None
+    if not whole and not span_said and (size is None or len(data) > size):
+        total = len(data)
         data = data[offset:] if size is None else data[offset : offset + size]
-    return data
+    return _Body(data, len(data) if whole else total, there)
 
 
 class _Window(io.RawIOBase):
@@ -285,12 +311,17 @@ class _Window(io.RawIOBase):
 
 
 class _S3Window(_Window):
-    def __init__(self, uri: str, offset: int, size: int, etag: str) -> None:
+    """`total` (the object's size) and `version` are known from the first answer on, where they were not before."""
+
+    def __init__(self, uri: str, offset: int, size: int, version: int | None = None) -> None:
         super().__init__(uri, offset, size)
-        self._etag = etag
+        self.version = version
+        self.total: int | None = None
 
     def _fill(self, buffer: memoryview, offset: int) -> int:
-        data = _get(self.name, offset, len(buffer), self._etag)
+        data, total, version = _get(self.name, offset, len(buffer), self.version)
+        self.version = version if self.version is None else self.version
+        self.total = total if self.total is None else self.total
         buffer[: len(data)] = data
         return len(data)
 
@@ -315,7 +346,7 @@ def read_bytes(uri: str, offset: int = 0, size: int | None = None) -> bytes:
     Raises NotFoundError, StorageError.
     """
     if is_s3(uri):
-        return _get(uri, offset, size)
+        return _get(uri, offset, size).data
     with _local_errors(uri), open(_local(uri), "rb") as file:
         file.seek(offset)
         return file.read() if size is None else file.read(size)
@@ -329,7 +360,7 @@ def open_file(uri: str, offset: int = 0, size: int | None = None) -> BinaryIO:
     if is_s3(uri):
         there, etag = _head(uri)
         length = max(0, there - offset)
-        raw: io.RawIOBase = _S3Window(uri, offset, length if size is None else min(size, length), etag)
+        raw: io.RawIOBase = _S3Window(uri, offset, length if size is None else min(size, length), _version(etag))
         return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
     path = _local(uri)
     with _local_errors(uri):
@@ -338,6 +369,25 @@ def open_file(uri: str, offset: int = 0, size: int | None = None) -> BinaryIO:
         length = max(0, os.stat(path).st_size - offset)
         raw = _LocalWindow(path, offset, length if size is None else min(size, length))
         return cast(BinaryIO, io.BufferedReader(raw, 1 << 16))
+
+
+class Part(NamedTuple):
+    """A file over some bytes of an object, how many of them there are, and the object's version."""
+
+    file: BinaryIO
+    there: int
+    version: int | None
+
+
+def open_part(uri: str, offset: int, size: int, version: int | None = None) -> Part:
+    """Bytes [offset, offset + size) of an S3 object, whose size is known: no more requests than reads, and one for
+    all of it up to 8 MiB. Raises NotFoundError; ReplacedError, now or later, where it is not of that `version`;
+    StorageError."""
+    raw = _S3Window(uri, offset, size, version)
+    file = io.BufferedReader(raw, size if 0 < size <= _WHOLE else _READ_AHEAD)
+    file.peek(1)
+    total = _head(uri)[0] if raw.total is None else raw.total
+    return Part(cast(BinaryIO, file), min(size, max(0, total - offset)), raw.version)
 
 
 def size_of(uri: str) -> int:

@@ -23,6 +23,7 @@ ORDER = [
     "shards",
     "packets",
     "cutting",
+    "opening",
     "video",
     "prepare",
     "datasets",

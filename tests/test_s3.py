@@ -1,5 +1,6 @@
 """S3 for real: a server that checks signatures, and a network that cuts, stalls, slows down and throttles."""
 
+import re
 import tarfile
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from small_runs import tiny_with
 from lawm import storage
 from lawm.checkpoint import load_checkpoint
 from lawm.config import ClipSpec, LawmError
-from lawm.shards import list_videos, rows_to_table, write_index
+from lawm.shards import list_videos, ref_of, rows_to_table, write_index
 from lawm.storage import NotFoundError, StorageError
 from lawm.train import fit_local
 from lawm.video import VideoError, decode_clip, probe
@@ -136,7 +137,7 @@ def test_an_object_replaced_while_it_is_read_is_said(signed: str) -> None:
         time.sleep(1.1)  # servers that have no hash of an object make the ETag of its time
         storage.write_bytes(uri, DATA[::-1])
         file.seek(2 << 20)
-        with pytest.raises(StorageError, match="was replaced while it was read; index it again"):
+        with pytest.raises(StorageError, match="was replaced since it was indexed or opened; index again"):
             file.read(10)
 
 
@@ -235,3 +236,65 @@ def test_boto3_itself_agrees(signed: str) -> None:
     storage.write_bytes("s3://bucket/plain", b"lawm")
     client = boto3.session.Session().client("s3", endpoint_url=signed)  # the default session keeps older keys
     assert client.get_object(Bucket="bucket", Key="plain")["Body"].read() == b"lawm"
+
+
+def test_a_video_is_one_request(proxy: FaultProxy, tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", 150, gop=60)
+    storage.write_bytes("s3://bucket/v/v.mp4", (tmp_path / "v.mp4").read_bytes())
+    (ref,) = list_videos(["s3://bucket/v"])
+    ref = ref_of(probe(ref, LIMITS))
+    before = len(proxy.requests)
+    assert number_of(decode_clip(ref, 2.0, CLIP, LIMITS).frames_FCHW[0]) == 60
+    asked = [request.split(b"\r\n", 1)[0] for request in proxy.requests[before:]]
+    assert len(asked) == 1 and asked[0].startswith(b"GET /bucket/v/v.mp4")
+
+
+@pytest.mark.parametrize("flags", ["faststart", ""])
+def test_of_a_long_video_only_what_a_clip_needs_is_fetched(flags: str, proxy: FaultProxy, tmp_path: Path) -> None:
+    options = {"movflags": flags} if flags else {}
+    rate = {"b": "6M", "minrate": "6M", "maxrate": "6M", "bufsize": "3M", "nal-hrd": "cbr"}  # filled up to 45 MB
+    write_video(
+        tmp_path / "v.mp4",
+        900,
+        rate=15,
+        width=320,
+        height=240,
+        gop=15,
+        options={"b": "6M", "minrate": "6M", "maxrate": "6M", "bufsize": "3M", "nal-hrd": "cbr"},
+        container_options=options,
+    )
+    size = (tmp_path / "v.mp4").stat().st_size
+    assert size > 30 << 20
+    storage.write_bytes("s3://bucket/l/v.mp4", (tmp_path / "v.mp4").read_bytes())
+    (ref,) = list_videos(["s3://bucket/l"])
+
+    def fetched(requests: list[bytes]) -> int:
+        spans = [re.search(rb"[Rr]ange: bytes=(\d+)-(\d+)", r) for r in requests if r.startswith(b"GET")]
+        return sum(int(s[2]) - int(s[1]) + 1 for s in spans if s)
+
+    before = len(proxy.requests)
+    row = probe(ref, LIMITS)
+    assert (row["reason"], row["frames"]) == (None, 900)
+    assert 0 < fetched(proxy.requests[before:]) < 0.2 * size
+    before = len(proxy.requests)
+    clip = decode_clip(ref_of(row), 40.0, CLIP, LIMITS)
+    assert number_of(clip.frames_FCHW[0]) == 600
+    assert 0 < fetched(proxy.requests[before:]) < 0.2 * size
+
+
+def test_an_object_replaced_since_it_was_indexed_is_refused(signed: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", 150, gop=60)
+    data = (tmp_path / "v.mp4").read_bytes()
+    storage.write_bytes("s3://bucket/w/v.mp4", data)
+    (ref,) = list_videos(["s3://bucket/w"])
+    ref = ref_of(probe(ref, LIMITS))
+    assert ref.version is not None
+    decode_clip(ref, 0.0, CLIP, LIMITS)
+    time.sleep(1.1)
+    write_video(tmp_path / "v.mp4", 150, gop=61)
+    other = (tmp_path / "v.mp4").read_bytes()
+    other = other[: len(data)] + b"\0" * (len(data) - len(other))  # of the same size
+    storage.write_bytes("s3://bucket/w/v.mp4", other)
+    with pytest.raises(VideoError, match="replaced: the object is not the one that was indexed"):
+        decode_clip(ref, 0.0, CLIP, LIMITS)
+    assert probe(ref, LIMITS)["reason"].startswith("replaced")

@@ -93,7 +93,7 @@ def test_frames_and_times_are_right(name: str, tmp_path: Path, monkeypatch: pyte
         check_clip(decode_clip(ref, start_s, SPEC, LIMITS), times)
     assert name in PLAIN or ways == {"_fast"}
     # The fast way and the plain way agree to the bit.
-    with video._open(ref, LIMITS, time.monotonic() + 60) as opened:
+    with video.open_video(ref, LIMITS, time.monotonic() + 60) as opened:
         opened.set_up_decoder(explode=False)
         plain = video._clip(opened, starts[1], SPEC, 0, video._plain)
     fast = decode_clip(ref, starts[1], SPEC, LIMITS)
@@ -441,8 +441,8 @@ def test_probe_takes_times_from_the_table(tmp_path: Path, monkeypatch: pytest.Mo
     write_video(path, 150, gop=40, container_options={"movflags": "faststart"})
     read = probe(ref_to(path), LIMITS)
     monkeypatch.setattr(video, "_TABLE_BYTES", 0)
-    monkeypatch.setattr(video._Video, "rewind", lambda *a: pytest.fail("read the packets") if a[1] is None else None)
-    with video._open(ref_to(path), LIMITS, time.monotonic() + 60) as opened:
+    monkeypatch.setattr(video.Video, "rewind", lambda *a: pytest.fail("read the packets") if a[1] is None else None)
+    with video.open_video(ref_to(path), LIMITS, time.monotonic() + 60) as opened:
         times_N, keys_K = video._times(opened)
     assert len(times_N) == read["frames"] == 150
     assert times_N[-1] == pytest.approx(149 / 30)

@@ -74,9 +74,9 @@ def decode_pieces(rows: dict[str, np.ndarray], config: Config) -> Iterator[dict[
         frames: list[np.ndarray] = []
         pieces: list[list[Any]] = []
         refused: dict[str, str] = {}
-        for (source, offset, size), piece in ((r, Piece(*p)) for r, p in json.loads(str(text))):
+        for place, piece in ((r, Piece(*p)) for r, p in json.loads(str(text))):
             try:
-                frames.append(decode_piece(VideoRef(source, offset, size, piece.key), piece, config))
+                frames.append(decode_piece(VideoRef.at(place, piece.key), piece, config))
                 pieces.append([piece.key, piece.first, piece.frames])
             except VideoError as error:
                 refused[piece.key] = f"{error.reason}: {error}"
@@ -213,10 +213,7 @@ def _stream(
 ) -> Iterator[dict[str, Any]]:
     cluster = config.cluster
     refs = {row: index.ref(row) for chunk in todo.values() for row, _ in chunk}
-    texts = [
-        json.dumps([[[refs[r].source, refs[r].offset, refs[r].size], [p.key, p.first, p.frames]] for r, p in chunk])
-        for chunk in todo.values()
-    ]
+    texts = [json.dumps([[refs[r].place, [p.key, p.first, p.frames]] for r, p in chunk]) for chunk in todo.values()]
     DataContext.get_current().enable_progress_bars = False
     decode_on, encode_on = label_selector(cluster, DECODE), label_selector(cluster, TRAIN)
     # A decode worker is replaced now and then, lest what codecs leak add up. Unlike remote arguments also keep

@@ -20,7 +20,7 @@ from lawm.cluster.index import slots
 from lawm.cluster.session import DECODE, Need, label_selector
 from lawm.config import Config, LawmError, VideoLimits
 from lawm.prepare import PrepareSpec, Shard, prepare_shard, settings, shards, transcode
-from lawm.shards import INDEX_SCHEMA, VideoRef, read_index, rows_to_table, write_index
+from lawm.shards import INDEX_SCHEMA, read_index, ref_of, rows_to_table, write_index
 from lawm.storage import absolute, exists, join, read_bytes, write_bytes
 from lawm.video import VideoError
 
@@ -152,7 +152,7 @@ def _prepare(
 
 def _survives(row: dict[str, Any], clip_fps: float, spec: PrepareSpec, limits: VideoLimits) -> None:
     try:
-        transcode(VideoRef(row["source"], row["offset"], row["size"], row["key"]), row, clip_fps, spec, limits)
+        transcode(ref_of(row), row, clip_fps, spec, limits)
     except VideoError:
         return
 
