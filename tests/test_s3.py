@@ -253,16 +253,8 @@ def test_a_video_is_one_request(proxy: FaultProxy, tmp_path: Path) -> None:
 def test_of_a_long_video_only_what_a_clip_needs_is_fetched(flags: str, proxy: FaultProxy, tmp_path: Path) -> None:
     options = {"movflags": flags} if flags else {}
     rate = {"b": "6M", "minrate": "6M", "maxrate": "6M", "bufsize": "3M", "nal-hrd": "cbr"}  # filled up to 45 MB
-    write_video(
-        tmp_path / "v.mp4",
-        900,
-        rate=15,
-        width=320,
-        height=240,
-        gop=15,
-        options={"b": "6M", "minrate": "6M", "maxrate": "6M", "bufsize": "3M", "nal-hrd": "cbr"},
-        container_options=options,
-    )
+    form = {"rate": 15, "width": 320, "height": 240, "gop": 15, "options": rate, "container_options": options}
+    write_video(tmp_path / "v.mp4", 900, **form)  # type: ignore[arg-type]
     size = (tmp_path / "v.mp4").stat().st_size
     assert size > 30 << 20
     storage.write_bytes("s3://bucket/l/v.mp4", (tmp_path / "v.mp4").read_bytes())
