@@ -87,7 +87,7 @@ def prepare_data(demo: Demo) -> None:
     """PushT episodes, the index of all videos, and the encoder's states of them."""
     from lawm.cluster.encode import encode_index
     from lawm.cluster.index import build_index
-    from lawm.datasets import simulate_pusht
+    from lawm.simulation import simulate_pusht
 
     with demo.step("simulate PushT"), counted("simulate") as show:
         simulate_pusht(

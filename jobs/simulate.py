@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs._cli import base_parser, describe, resolve_config, run_job
 from lawm.config import Config
-from lawm.datasets import PushTSpec, pusht_settings, simulate_pusht
+from lawm.simulation import PushTSpec, pusht_settings, simulate_pusht
 
 
 def parser() -> argparse.ArgumentParser:

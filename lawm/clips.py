@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from lawm.config import Config, LawmError
-from lawm.datasets import Labels, read_labels
+from lawm.labels import Labels, read_labels
 from lawm.sampling import Cursor, MixturePlan, PlanArrays, SamplingPlan
 from lawm.shards import Index, read_pieces
 from lawm.state_cache import StateCache

@@ -88,7 +88,7 @@ class DataConfig(Frozen):
     cache_dtype: Literal["float16", "bfloat16"] = "float16"
     """What `lawm encode` writes; bfloat16 for states beyond float16's range."""
     labels: str | None = None
-    """URI of a Parquet table of actions (see lawm/datasets.py)."""
+    """URI of a Parquet table of actions (see lawm/labels.py)."""
     keys: str | None = None
     """Only videos whose key matches this pattern (as in `pusht-*`); None: all."""
     clip: ClipSpec = ClipSpec()

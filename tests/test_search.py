@@ -21,10 +21,10 @@ from lawm.cluster.search import Ledger, Suggestions, fault_of_the_parameters, ma
 from lawm.cluster.search_space import METRICS, PLANNING, Space, base_config, read_space, with_parameters
 from lawm.cluster.session import Session
 from lawm.config import ConfigError, LawmError
-from lawm.datasets import PushTSpec, simulate_pusht
 from lawm.evaluation import capacity, control, cycle, leakage
 from lawm.recipes import tiny
 from lawm.shards import INDEX_SCHEMA, list_videos, write_index
+from lawm.simulation import PushTSpec, simulate_pusht
 from lawm.storage import StorageError
 from lawm.video import probe
 

@@ -16,7 +16,7 @@ from moto import mock_aws
 
 from jobs.simulate import main
 from lawm import storage
-from lawm.datasets import read_labels
+from lawm.labels import read_labels
 from lawm.shards import list_videos
 
 ROOT = Path(__file__).parent.parent
