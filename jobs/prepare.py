@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     needs = prepare_needs(config)
     if args.dry_run:
         if storage.exists(storage.join(out, "prepare.json")):
-            claim(out, settings(index, clip, spec))
+            claim(out, "prepare.json", settings(index, clip, spec))
         more = {"videos": len(index.usable()), "shards": len(shards(index)), "out": out, "prepare": vars(spec)}
         describe(config, needs, "as in the index", **more)
         return 0

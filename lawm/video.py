@@ -288,7 +288,7 @@ def _fill(row: dict[str, Any], video: Video) -> None:
     rate = stream.average_rate or stream.guessed_rate
     row |= {
         "container": video.container.format.name,
-        "codec": stream.codec_context.name,
+        "codec": stream.codec_context.codec.canonical_name,
         "width": stream.codec_context.width,
         "height": stream.codec_context.height,
         "container_rate": float(rate) if rate else None,

@@ -169,7 +169,7 @@ def test_the_job_goes_on_where_it_was_killed(
     assert again.kept_shards == 4 and read_index(report.uri).table.equals(whole)
     changed = {p.name for p in Path(out).glob("*.tar") if times[p.name] != p.stat().st_mtime_ns}
     assert changed == {names[1].replace("parquet", "tar")}
-    with pytest.raises(LawmError, match=r"holds another prepared set \(crf = 20 there, 30 now\)"):
+    with pytest.raises(LawmError, match=r"was made with other settings \(crf = 20 there, 30 now\)"):
         prepare(config, out, PrepareSpec(8.0, 110, 8, 30))
     reader = ClipReader(config.model_copy(update={"data": config.data.model_copy(update={"index": report.uri})}))
     assert reader.plan.rows([0]).start_s == ClipReader(config).plan.rows([0]).start_s

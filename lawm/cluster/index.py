@@ -88,17 +88,25 @@ def check_places(sources: Sequence[str], uri: str) -> None:
 
 
 def build_index(
-    sources: Sequence[str], uri: str, config: Config, *, console: Console | None = None, probe: Probe | None = None
+    sources: Sequence[str],
+    uri: str,
+    config: Config,
+    *,
+    refs: Iterable[VideoRef] | None = None,
+    console: Console | None = None,
+    probe: Probe | None = None,
 ) -> IndexReport:
     """Lists and probes every video in `sources`; writes the index to `uri` (Parquet, INDEX_SCHEMA) in listing order.
 
     Inside `session.start`. Raises LawmError when a source does not exist or none of its videos can be used; then no
-    index is written. `probe` stands in for lawm.video.probe.
+    index is written. `refs`: these videos, with their keys, instead of what the sources hold. `probe` stands in for
+    lawm.video.probe.
     """
     started = time.monotonic()
-    check_places(sources, uri)
+    if refs is None:
+        check_places(sources, uri)
     parts = _Parts(storage.absolute(uri), config.data.limits)
-    listing = _Listing(sources, config.cluster)
+    listing = _Listing(sources, config.cluster, refs)
     listing.start()
     work = _Work(parts, config, probe or _probe_video)
     try:
@@ -135,11 +143,12 @@ def build_index(
 class _Listing(threading.Thread):
     """Lists the sources in a thread of its own, a bounded way ahead; tars are read on Ray, their order is kept."""
 
-    def __init__(self, sources: Sequence[str], cluster: ClusterConfig) -> None:
+    def __init__(self, sources: Sequence[str], cluster: ClusterConfig, given: Iterable[VideoRef] | None) -> None:
         super().__init__(name="lawm-listing", daemon=True)
         self.videos = 0
         self.complete = False
         self._sources = list(sources)
+        self._given = given
         self._expand = ray.remote(_expand_tar).options(
             num_cpus=cluster.decode_cpus, label_selector=label_selector(cluster, DECODE)
         )
@@ -148,7 +157,7 @@ class _Listing(threading.Thread):
 
     def run(self) -> None:
         try:
-            for chunk in _chunked(unique_keys(self._refs())):
+            for chunk in _chunked(unique_keys(self._refs()) if self._given is None else self._given):
                 self.videos += len(chunk)
                 if not self._put(chunk):
                     return

@@ -67,7 +67,7 @@ def prepare(
         raise LawmError("no index: set data.index (see `lawm index`)")
     index = read_index(config.data.index)
     wanted = settings(index, clip, spec)
-    claim(out, wanted)
+    claim(out, "prepare.json", wanted)
     todo, kept, done = [], 0, 0
     every = shards(index)
     for shard in every:
@@ -118,9 +118,10 @@ def prepare(
     return _finish(out, [shard.name for shard in every], kept)
 
 
-def claim(out: str, wanted: dict[str, Any]) -> None:
-    """Takes `out` for these settings, or finds it taken by the same. Raises LawmError for another prepared set."""
-    where = join(out, "prepare.json")
+def claim(out: str, name: str, wanted: dict[str, Any]) -> None:
+    """Takes `out` for these settings, by a file of that name, or finds it taken by the same. Raises LawmError where
+    it is taken by others."""
+    where = join(out, name)
     if exists(where):
         try:
             there = json.loads(read_bytes(where))
@@ -129,7 +130,7 @@ def claim(out: str, wanted: dict[str, Any]) -> None:
         differ = [f"{k} = {there.get(k)!r} there, {v!r} now" for k, v in wanted.items() if there.get(k) != v]
         if differ:
             raise LawmError(
-                f"{out} holds another prepared set ({'; '.join(differ)}); choose another --out, or remove it"
+                f"{out} was made with other settings ({'; '.join(differ)}); choose another --out, or remove it"
             )
     else:
         write_bytes(where, json.dumps(wanted, indent=1).encode())

@@ -1,0 +1,101 @@
+"""Read a labelled data set where it lies: LeRobot (DROID too), DROID raw, RECON, Something-Something-v2, Kinetics.
+
+Writes index.parquet, and labels.parquet (actions) or classes.parquet, into --out. Videos stay where they are; RECON's
+single pictures are put, byte for byte, into tar shards of Motion JPEG there. docs/datasets.md says how to get each.
+"""
+
+import sys
+from typing import TYPE_CHECKING, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs._cli import base_parser, describe, resolve_config, run_job
+from jobs._run import counted
+from lawm import storage
+from lawm.config import LawmError
+from lawm.datasets.common import KINDS, ReadSpec
+from lawm.datasets.layouts import LAYOUTS, layout
+from lawm.labels import ActionKind
+
+if TYPE_CHECKING:
+    from lawm.cluster.dataset import DatasetReport
+
+
+@run_job
+def main(argv: list[str] | None = None) -> int:
+    parser = base_parser("dataset", __doc__)
+    kinds = "; ".join(f"{name}: {how.about}" for name, how in LAYOUTS.items())
+    parser.add_argument("kind", metavar="KIND", choices=KINDS, help=kinds)
+    parser.add_argument("source", metavar="SOURCE", help="its folder, or s3:// prefix")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where index and labels go, or s3:// prefix")
+    parser.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="which camera (repeatable; `all`); each is a video of its own with the same labels "
+        "(default: ext1 of DROID, the first that is not on the wrist of LeRobot)",
+    )
+    parser.add_argument(
+        "--actions",
+        choices=get_args(ActionKind),
+        help="what the action between two frames is (default: pose_delta for DROID, planar_delta for RECON, first "
+        "for other LeRobot data sets; docs/datasets.md)",
+    )
+    parser.add_argument("--action", metavar="COLUMN", help="LeRobot: the actions (default: action)")
+    parser.add_argument(
+        "--state", action="append", default=[], metavar="COLUMN", help="LeRobot: a part of the state (repeatable)"
+    )
+    parser.add_argument("--rate", type=float, metavar="HZ", help="RECON: pictures a second (default: 4)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N episodes")
+    args = parser.parse_args(argv)
+    config = resolve_config(args)
+    if args.limit is not None and args.limit < 1:
+        raise LawmError(f"--limit {args.limit}: expected 1 or more")
+    spec = ReadSpec(args.kind, tuple(args.camera), args.actions, args.action, tuple(args.state), args.rate, args.limit)
+    how = layout(args.kind)
+    chosen = how.choices(storage.absolute(args.source), spec)
+    storage.check_folder(storage.absolute(args.out))
+
+    from lawm.cluster.dataset import read_dataset
+    from lawm.cluster.index import index_needs
+    from lawm.cluster.session import start
+
+    needs = index_needs(config)
+    if args.dry_run:
+        lots = sum(1 for _ in how.batches(storage.absolute(args.source), chosen))
+        asked = {name: getattr(chosen, name) for name in ("kind", "actions", "action", "rate", "limit")}
+        asked |= {"cameras": list(chosen.cameras), "state": list(chosen.state)}
+        describe(config, needs, None, dataset=asked, lots=lots, out=storage.absolute(args.out))
+        return 0
+    with start(config.cluster, needs=needs), counted("read") as show:
+        report = read_dataset(args.source, spec, args.out, config, lambda done: show(done, done, "videos"))
+    _print(report)
+    return 0
+
+
+def _print(report: "DatasetReport") -> None:
+    console = Console()
+    table = Table("videos", "count", "for example", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    table.add_row("usable", str(report.usable), f"{report.hours:.2f} hours")
+    for reason, count in report.reasons.items():
+        table.add_row(f"refused: {reason}", str(count), report.examples.get(reason, ""))
+    console.print(table)
+    spec, said = report.spec, []
+    if spec.cameras:
+        said.append(f"cameras {', '.join(spec.cameras)}")
+    if spec.actions:
+        made = f" of {' + '.join(spec.state)}" if spec.state and spec.actions not in ("sum", "first") else ""
+        said.append(f"actions {spec.actions}{made or (f' of {spec.action}' if spec.action else '')}")
+    if said:
+        console.print("; ".join(said), soft_wrap=True, highlight=False)
+    beside = f" --labels {report.labels}" if report.labels else ""
+    console.print(f"lawm train --index {report.index}{beside} ...", soft_wrap=True, highlight=False)
+    if report.classes:
+        console.print(f"What each clip shows: {report.classes}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

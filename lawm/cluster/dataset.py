@@ -1,0 +1,180 @@
+"""Labelled data sets on Ray: their own files are read in tasks, their videos indexed, and both held against each other.
+
+`<out>/index.parquet`, and `labels.parquet` (actions) or `classes.parquet` (what each clip shows, and its split).
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray import exceptions as ray_errors
+
+from lawm import storage
+from lawm.cluster.index import build_index, slots
+from lawm.cluster.prepare import claim
+from lawm.cluster.session import DECODE, label_selector
+from lawm.config import Config, LawmError
+from lawm.datasets.common import FRAMES_OFF, Batch, ReadSpec, Recording
+from lawm.datasets.layouts import layout
+from lawm.labels import ActionKind, VideoLabels, write_labels
+from lawm.shards import Index, empty_row, read_index, rows_to_table, write_index
+
+RATE_OFF = 0.01
+"""By this share may a video's rate differ from that of its labels."""
+CLASSES_SCHEMA = pa.schema([("key", pa.string()), ("split", pa.string()), ("label", pa.string())])
+ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """Where index and labels (or classes) are, videos in the index, those that can be used, refused ones by reason
+    and the first key of each reason, and the spec with all choices made."""
+
+    index: str
+    labels: str | None
+    classes: str | None
+    videos: int
+    usable: int
+    hours: float
+    reasons: dict[str, int]
+    examples: dict[str, str]
+    spec: ReadSpec
+
+
+def read_dataset(
+    source: str, spec: ReadSpec, out: str, config: Config, progress: Callable[[int], None] | None = None
+) -> DatasetReport:
+    """Reads the data set at `source`, inside `session.start`. `progress(episodes read)`. Raises LawmError: not of that
+    layout, another data set in `out`, nothing that can be used."""
+    source, out = storage.absolute(source), storage.absolute(out)
+    how = layout(spec.kind)
+    chosen = how.choices(source, spec)
+    storage.check_folder(out)
+    claim(out, "dataset.json", json.loads(json.dumps({"source": source} | asdict(chosen))))
+    recordings: list[Recording] = []
+    for found in _read_all(source, chosen, out, config):
+        recordings += found
+        if progress is not None:
+            progress(len(recordings))
+    if not recordings:
+        raise LawmError(f"{source}: no video found in the layout {spec.kind}")
+    recordings = _own_keys(recordings)
+    uri = storage.join(out, "index.parquet")
+    good = [r for r in recordings if r.reason is None]
+    if not good:
+        raise LawmError(f"{source}: none of {len(recordings)} videos can be used; the first: {recordings[0].reason}")
+    build_index([source], uri, config, refs=(r.ref for r in good))
+    rows = {row["key"]: row for row in read_index(uri).table.to_pylist()} if chosen.actions else None
+    if rows is not None or len(good) < len(recordings):
+        index = _matched(recordings, rows, uri)
+        write_index(index, uri)
+    labels, classes = _write_tables(recordings, chosen.actions, out)
+    index = read_index(uri)
+    usable = index.usable()
+    examples: dict[str, str] = {}
+    for key, reason in zip(index.keys(), index.table["reason"].to_pylist(), strict=True):
+        if reason:
+            examples.setdefault(reason.partition(":")[0], f"{key} ({reason.partition(':')[2].strip()})")
+    hours = float(usable.column("duration_s").sum()) / 3600
+    return DatasetReport(uri, labels, classes, len(index), len(usable), hours, index.reasons(), examples, chosen)
+
+
+def _read_all(source: str, spec: ReadSpec, out: str, config: Config) -> Iterator[list[Recording]]:
+    """Recordings by batch, in the layout's order, as many batches at once as there are slots."""
+    remote = ray.remote(_read).options(
+        num_cpus=config.cluster.decode_cpus, max_retries=0, label_selector=label_selector(config.cluster, DECODE)
+    )
+    waiting: list[tuple[Batch, ray.ObjectRef]] = []
+
+    def result() -> list[Recording]:
+        batch, future = waiting.pop(0)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return list(ray.get(future))
+            except (ray_errors.RayTaskError, ray_errors.RuntimeEnvSetupError, ray_errors.TaskUnschedulableError):
+                raise
+            except ray_errors.RayError as error:
+                if attempt == ATTEMPTS:
+                    raise LawmError(
+                        f"{source}: reading took its worker down {ATTEMPTS} times ({type(error).__name__}), "
+                        f"in the {batch.number + 1}th lot of episodes: {str(batch.what)[:200]}"
+                    ) from None
+                future = remote.remote(batch, spec, out)
+        raise AssertionError("not reached")
+
+    try:
+        for batch in layout(spec.kind).batches(source, spec):
+            waiting.append((batch, remote.remote(batch, spec, out)))
+            if len(waiting) > slots(config.cluster) + 2:
+                yield result()
+        while waiting:
+            yield result()
+    finally:
+        for _, future in waiting:
+            ray.cancel(future, force=True)
+
+
+def _read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
+    return layout(spec.kind).read(batch, spec, out)
+
+
+def _own_keys(recordings: list[Recording]) -> list[Recording]:
+    """A key that an earlier one has gets `#2`, here and in its labels."""
+    used: dict[str, int] = {}
+    found = []
+    for recording in recordings:
+        key = recording.ref.key
+        used[key] = used.get(key, 0) + 1
+        if used[key] > 1:
+            key = f"{key}#{used[key]}"
+            labels = recording.labels and replace(recording.labels, key=key)
+            recording = replace(recording, ref=replace(recording.ref, key=key), labels=labels)
+        found.append(recording)
+    return found
+
+
+def _matched(recordings: list[Recording], rows: dict[str, dict[str, Any]] | None, uri: str) -> Index:
+    """The index with those that were refused while reading, and with every video held against its labels."""
+    if rows is None:
+        rows = {row["key"]: row for row in read_index(uri).table.to_pylist()}
+    found = []
+    for recording in recordings:
+        if recording.reason is not None:
+            found.append(empty_row(recording.ref, recording.reason))
+        else:
+            row = rows[recording.ref.key]
+            found.append(row if recording.labels is None else held_against(row, recording.labels))
+    return Index(rows_to_table(found))
+
+
+def held_against(row: dict[str, Any], labels: VideoLabels) -> dict[str, Any]:
+    """The index row of a video, no longer than its labels; refused where the two cannot belong together."""
+    if row["reason"] is not None:
+        return row
+    steps = len(labels.actions) if labels.states is None else len(labels.states)
+    if abs(row["frames"] - steps) > FRAMES_OFF:
+        return row | {"reason": f"labels: {row['frames']} frames, and {steps} steps in the labels"}
+    if abs(row["rate"] / labels.rate_hz - 1) > RATE_OFF:
+        return row | {"reason": f"labels: {row['rate']:.3f} frames a second, and {labels.rate_hz:.3f} steps"}
+    frames = min(row["frames"], steps)
+    return row | {"frames": frames, "duration_s": min(row["duration_s"], steps / labels.rate_hz)}
+
+
+def _write_tables(recordings: list[Recording], kind: ActionKind | None, out: str) -> tuple[str | None, str | None]:
+    labelled = [r.labels for r in recordings if r.labels is not None]
+    if kind is not None and labelled:
+        uri = storage.join(out, "labels.parquet")
+        write_labels(labelled, uri, kind)
+        return uri, None
+    if not any(r.label or r.split for r in recordings):
+        return None, None
+    uri, sink = storage.join(out, "classes.parquet"), BytesIO()
+    columns = [[r.ref.key for r in recordings], [r.split for r in recordings], [r.label for r in recordings]]
+    pq.write_table(pa.Table.from_arrays([pa.array(c, pa.string()) for c in columns], schema=CLASSES_SCHEMA), sink)
+    storage.write_bytes(uri, sink.getvalue())
+    return None, uri

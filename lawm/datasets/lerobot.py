@@ -1,0 +1,146 @@
+"""LeRobot v3: Parquet tables, and mp4 files that hold many episodes each."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lawm import storage
+from lawm.config import LawmError
+from lawm.datasets.common import Batch, ReadSpec, Recording, limited, read_json, refuse_options
+from lawm.labels import ActionKind, VideoLabels
+from lawm.shards import VideoRef
+
+DROID_STATE = ("observation.state.cartesian_position", "observation.state.gripper_position")
+
+
+def _info(source: str) -> dict[str, Any]:
+    try:
+        info = read_json(storage.join(source, "meta/info.json"))
+    except storage.NotFoundError:
+        raise LawmError(f"{source}: no LeRobot data set, meta/info.json is not there") from None
+    version = str(info.get("codebase_version"))
+    if not version.startswith("v3"):
+        raise LawmError(
+            f"{source}: LeRobot {version}; expected v3. Convert it with LeRobot's "
+            "lerobot.datasets.v30.convert_dataset_v21_to_v30"
+        )
+    missing = [name for name in ("fps", "features", "data_path", "video_path") if not info.get(name)]
+    if missing:
+        raise LawmError(f"{source}/meta/info.json: no {', '.join(missing)}; a data set with videos was expected")
+    return dict(info)
+
+
+def choices(source: str, spec: ReadSpec) -> ReadSpec:
+    refuse_options(spec, "rate")
+    info = _info(source)
+    features: dict[str, Any] = info["features"]
+    videos = [name for name, f in features.items() if f.get("dtype") == "video"]
+    if not videos:
+        raise LawmError(f"{source}: no feature is a video (images in Parquet are not read)")
+    short = {name.rpartition(".")[2]: name for name in videos} | {name: name for name in videos}
+    unknown = [camera for camera in spec.cameras if camera not in short and camera != "all"]
+    if unknown:
+        raise LawmError(f"--camera {unknown[0]}: not in {source}; expected all, or some of {', '.join(videos)}")
+    # DROID is learnt from outside; elsewhere, too, the camera on the wrist is the odd one.
+    outside = [name for name in videos if "wrist" not in name]
+    cameras = [short[c] for c in spec.cameras] if "all" not in spec.cameras else videos
+    droid = all(name in features for name in DROID_STATE)
+    state = spec.state or (DROID_STATE if droid else ("observation.state",) if "observation.state" in features else ())
+    kind: ActionKind = spec.actions or ("pose_delta" if state == DROID_STATE else "first")
+    action = spec.action or ("action" if kind in ("sum", "first") else None)
+    for name in (*state, *([action] if action else [])):
+        if name not in features:
+            known = [n for n, f in features.items() if str(f.get("dtype", "")).startswith("float")]
+            raise LawmError(f"{source}: no feature {name}; expected some of {', '.join(known)}")
+    return ReadSpec(spec.kind, tuple(cameras or (outside or videos)[:1]), kind, action, tuple(state), None, spec.limit)
+
+
+def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
+    """A batch for each Parquet file of data: its episodes, and where each is in its video files."""
+    info = _info(source)
+    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    sizes: dict[str, int] = {}
+    for row in limited(_lerobot_episodes(source, spec.cameras), spec.limit):
+        data = storage.join(source, _path(info["data_path"], row, "data"))
+        videos = []
+        for camera in spec.cameras:
+            uri = storage.join(source, _path(info["video_path"], row, f"videos/{camera}", video_key=camera))
+            if uri not in sizes:
+                sizes[uri] = storage.size_of(uri) if storage.exists(uri) else 0
+            begin, end = (row[f"videos/{camera}/{name}_timestamp"] for name in ("from", "to"))
+            videos.append((camera, uri, sizes[uri], float(begin), float(end)))
+        found[data].append({"episode": int(row["episode_index"]), "length": int(row["length"]), "videos": videos})
+    for number, (data, episodes) in enumerate(found.items()):
+        yield Batch(number, {"data": data, "fps": float(info["fps"]), "episodes": episodes})
+
+
+def _path(form: str, row: dict[str, Any], prefix: str, **names: str) -> str:
+    try:
+        return form.format(chunk_index=row[f"{prefix}/chunk_index"], file_index=row[f"{prefix}/file_index"], **names)
+    except (KeyError, IndexError, ValueError) as error:
+        raise LawmError(f"meta/info.json: cannot make a path of {form!r} ({error!r})") from None
+
+
+def _lerobot_episodes(source: str, cameras: Sequence[str]) -> Iterator[dict[str, Any]]:
+    wanted = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    wanted += [f"videos/{camera}/{part}" for camera in cameras for part in parts]
+    folder = storage.join(source, "meta/episodes")
+    for uri, _ in storage.list_files(folder, (".parquet",)):
+        table = _parquet(uri, wanted)
+        yield from table.to_pylist()
+
+
+def _parquet(uri: str, columns: Sequence[str]) -> pa.Table:
+    with storage.open_file(uri) as file:
+        try:
+            found = pq.ParquetFile(file)
+            missing = [name for name in columns if name not in found.schema_arrow.names]
+            if missing:
+                raise LawmError(f"{uri}: no column {', '.join(missing)}")
+            return found.read(columns=list(columns))
+        except pa.ArrowException as error:
+            raise LawmError(f"{uri}: not a Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
+    what = batch.what
+    columns = [*spec.state, *([spec.action] if spec.action else [])]
+    table = _parquet(what["data"], ["episode_index", "frame_index", *columns])
+    episode_N = table["episode_index"].to_numpy()
+    frame_N = table["frame_index"].to_numpy()
+    values = {name: _matrix(table[name], what["data"], name) for name in columns}
+    recordings = []
+    for episode in what["episodes"]:
+        rows = np.flatnonzero(episode_N == episode["episode"])
+        rows = rows[np.argsort(frame_N[rows], kind="stable")]
+        whole = np.array_equal(frame_N[rows], np.arange(episode["length"]))
+        reason = None if whole else f"labels: {len(rows)} of {episode['length']} steps are in its table"
+        actions = values[spec.action][rows] if spec.action else np.zeros((0, 1), np.float32)
+        states = np.concatenate([values[name][rows] for name in spec.state], axis=1) if spec.state else None
+        for camera, uri, size, begin, end in episode["videos"]:
+            key = f"{camera.rpartition('.')[2]}/episode_{episode['episode']:06d}"
+            ref = VideoRef(uri, 0, size, key, begin_s=begin, end_s=end)
+            labels = None if reason else VideoLabels(key, what["fps"], actions, states)
+            recordings.append(Recording(ref, labels, reason=reason))
+    return recordings
+
+
+def _matrix(column: pa.ChunkedArray, uri: str, name: str) -> np.ndarray:
+    """A column of numbers, or of lists of equally many, as float32 [rows, width]."""
+    array = column.combine_chunks()
+    array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+    if array.null_count:
+        raise LawmError(f"{uri}: column {name} has {array.null_count} empty cells")
+    rows = len(array)
+    while pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type) or pa.types.is_large_list(array.type):
+        array = array.flatten()
+    try:
+        flat = array.to_numpy(zero_copy_only=False).astype(np.float32)
+        return flat.reshape(rows, -1) if rows else flat.reshape(0, 1)
+    except (ValueError, TypeError):
+        raise LawmError(f"{uri}: column {name} is {column.type}; expected as many numbers in each row") from None

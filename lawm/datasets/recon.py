@@ -1,0 +1,221 @@
+"""RECON, in NWM's layout and in its own HDF5: pictures that lie one by one, and where the robot was."""
+
+import hashlib
+import io
+import json
+import pickle
+import posixpath
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from lawm import storage
+from lawm.config import LawmError
+from lawm.datasets.common import (
+    FRAMES_OFF,
+    Batch,
+    ReadSpec,
+    Recording,
+    array,
+    in_batches,
+    limited,
+    need_h5py,
+    open_hdf5,
+    refuse_options,
+    without,
+)
+from lawm.labels import VideoLabels
+from lawm.shards import VideoRef, expand
+
+RECON_RATE = 4.0
+"""RECON was published at 4 pictures a second (Shah et al. 2021), and NWM keeps that."""
+
+
+def choices(source: str, spec: ReadSpec) -> ReadSpec:
+    refuse_options(spec, "action", "state", "cameras")
+    if spec.kind == "recon-hdf5":
+        need_h5py()
+    if spec.actions not in (None, "planar_delta", "state_delta"):
+        raise LawmError(f"--actions {spec.actions}: RECON's labels are positions; expected planar_delta or state_delta")
+    rate = RECON_RATE if spec.rate is None else spec.rate
+    if not 0.1 <= rate <= 240:
+        raise LawmError(f"--rate {rate:g}: expected pictures a second")
+    return ReadSpec(spec.kind, (), spec.actions or "planar_delta", rate=rate, limit=spec.limit)
+
+
+def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
+    root = storage.absolute(source).rstrip("/")
+    if spec.kind == "recon-hdf5":
+        found = [uri for uri, _ in storage.list_files(root, (".hdf5", ".h5"))]
+        if not found:
+            raise LawmError(f"{source}: no .hdf5 below it; expected RECON's recon_release/*.hdf5")
+        items = ((posixpath.splitext(uri.removeprefix(root).strip("/"))[0], uri, None) for uri in found)
+        yield from in_batches(limited(items, spec.limit))
+        return
+    pictures: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    tables: list[str] = []
+    for uri, _ in storage.list_files(root, (".pkl", ".jpg", ".jpeg")):
+        folder, name = posixpath.split(uri)
+        if name == "traj_data.pkl":
+            tables.append(folder)
+        elif (stem := posixpath.splitext(name)[0]).isdigit():
+            pictures[folder][int(stem)] = name
+    if not tables:
+        raise LawmError(f"{source}: no traj_data.pkl below it; expected <trajectory>/<i>.jpg and traj_data.pkl")
+    trajectories = ((t.removeprefix(root).strip("/") or posixpath.basename(t), t, pictures[t]) for t in tables)
+    yield from in_batches(limited(trajectories, spec.limit))
+
+
+def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
+    """Writes a tar in `out`, unless it is there: its name depends on what is in it."""
+    said = hashlib.blake2b(repr((batch.what, spec.rate)).encode(), digest_size=4).hexdigest()
+    uri = storage.join(out, f"recon-{batch.number:06d}-{said}.tar")
+    if not storage.exists(uri):
+        with storage.atomic_file(uri) as sink, tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for place, (name, where, pictures) in enumerate(batch.what):
+                info: dict[str, Any] = {"name": name, "rate_hz": spec.rate}
+                try:
+                    states, frames = _recon_hdf5(where) if pictures is None else _recon_folder(where, pictures)
+                    _add(tar, f"{place:06d}.mp4", motion_jpeg(frames, float(spec.rate or RECON_RATE)))
+                    info["states"] = states.tolist()
+                except LawmError as error:
+                    info["reason"] = f"labels: {without(error, where)}"
+                _add(tar, f"{place:06d}.json", json.dumps(info).encode())
+    return _recon_shard(uri)
+
+
+def _recon_shard(uri: str) -> list[Recording]:
+    """What a finished shard holds, from its members."""
+    videos = {ref.key.rpartition("/")[2]: ref for ref in expand(VideoRef(uri, 0, storage.size_of(uri), "shard.tar"))}
+    recordings = []
+    with storage.open_file(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if not member.name.endswith(".json"):
+                continue
+            info = json.load(tar.extractfile(member))  # type: ignore[arg-type]
+            ref = videos.get(member.name.replace(".json", ".mp4"))
+            if ref is None:
+                recordings.append(Recording(VideoRef(uri, 0, 0, info["name"]), reason=info["reason"]))
+                continue
+            states = np.asarray(info["states"], np.float32)
+            labels = VideoLabels(info["name"], info["rate_hz"], np.zeros((0, 1), np.float32), states)
+            recordings.append(Recording(VideoRef(uri, ref.offset, ref.size, info["name"]), labels))
+    return recordings
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _recon_folder(folder: str, pictures: dict[int, str]) -> tuple[np.ndarray, list[bytes]]:
+    """NWM's (and GNM's) layout: positions in metres [T, 2] and yaw [T] in traj_data.pkl, pictures 0.jpg, 1.jpg, ..."""
+    table = _plain_pickle(storage.read_bytes(storage.join(folder, "traj_data.pkl")), folder)
+    if not isinstance(table, dict) or not {"position", "yaw"} <= table.keys():
+        raise LawmError(f"{folder}/traj_data.pkl: expected a dict with position and yaw")
+    if sorted(pictures) != list(range(len(pictures))):
+        absent = next(i for i in range(len(pictures)) if i not in pictures)
+        raise LawmError(f"{folder}: picture {absent} of {len(pictures)} is missing")
+    states = _planar(table["position"], table["yaw"], folder)
+    return _together(states, [storage.join(folder, pictures[i]) for i in range(len(pictures))], folder)
+
+
+def _recon_hdf5(uri: str) -> tuple[np.ndarray, list[bytes]]:
+    """RECON's own files: JPEGs in images/rgb_left, jackal/position [T, 3] and jackal/yaw [T]."""
+    with open_hdf5(uri) as file:
+        states = _planar(array(file, uri, "jackal/position", 2), array(file, uri, "jackal/yaw"), uri)
+        try:
+            frames = [bytes(np.asarray(picture).tobytes()) for picture in file["images/rgb_left"][()]]
+        except (KeyError, OSError, TypeError, ValueError, RuntimeError) as error:
+            raise LawmError(f"{uri}: no readable images/rgb_left ({str(error)[:80]})") from None
+    return _together(states, frames, uri)
+
+
+def _planar(position: Any, yaw: Any, where: str) -> np.ndarray:
+    try:
+        places, turns = np.asarray(position, np.float64), np.asarray(yaw, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        places, turns = np.zeros(0), np.zeros(0)
+    if places.ndim != 2 or places.shape[1] < 2 or len(turns) != len(places) or not len(turns):
+        raise LawmError(f"{where}: positions {places.shape} and yaw {turns.shape}; expected T x 2 (or 3) and T")
+    states = np.concatenate([places[:, :2], turns[:, None]], axis=1)
+    if not np.isfinite(states).all():
+        raise LawmError(f"{where}: positions or yaw are not finite")
+    return states.astype(np.float32)
+
+
+def _together(states: np.ndarray, frames: Sequence[str | bytes], where: str) -> tuple[np.ndarray, list[bytes]]:
+    """As many states as pictures, where they differ by one at most."""
+    if abs(len(states) - len(frames)) > FRAMES_OFF:
+        raise LawmError(f"{where}: {len(frames)} pictures and {len(states)} positions; they cannot be matched")
+    count = min(len(states), len(frames))
+    return states[:count], [storage.read_bytes(f) if isinstance(f, str) else f for f in frames[:count]]
+
+
+class _Numbers(pickle.Unpickler):
+    """Unpickles numpy arrays and plain values, and nothing that could run code."""
+
+    ALLOWED = frozenset(
+        {
+            *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+            *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),  # how protocol 2 holds bytes
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is neither an array nor a number")
+        return super().find_class(module, name)
+
+
+def _plain_pickle(data: bytes, folder: str) -> Any:
+    try:
+        return _Numbers(io.BytesIO(data)).load()
+    except Exception as error:  # a damaged pickle can raise anything
+        raise LawmError(f"{folder}/traj_data.pkl: refused or damaged ({str(error)[:120]})") from None
+
+
+def motion_jpeg(frames: Sequence[bytes], rate_hz: float) -> bytes:
+    """JPEGs as a video of `rate_hz` pictures a second, byte for byte: nothing is encoded anew. Raises LawmError for
+    what is no JPEG, for pictures of different sizes, and for fewer than two."""
+    import av
+
+    if len(frames) < 2:
+        raise LawmError(f"{len(frames)} pictures; expected two or more")
+    sizes = {_jpeg_size(data, i) for i, data in enumerate(frames)}
+    if len(sizes) > 1:
+        raise LawmError(f"pictures of different sizes, {sorted(sizes)[:3]}")
+    sink = io.BytesIO()
+    rate = Fraction(rate_hz).limit_denominator(1001)
+    with av.open(sink, "w", format="mp4") as container:
+        stream = container.add_stream("mjpeg", rate=rate)
+        stream.width, stream.height = sizes.pop()
+        stream.pix_fmt = "yuvj420p"
+        stream.time_base = 1 / rate
+        for i, data in enumerate(frames):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = stream, 1 / rate
+            packet.pts = packet.dts = i
+            packet.duration = 1
+            packet.is_keyframe = True
+            container.mux(packet)
+    return sink.getvalue()
+
+
+def _jpeg_size(data: bytes, number: int) -> tuple[int, int]:
+    """Width and height by the JPEG's own header."""
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 9 <= len(data) and data[at] == 0xFF:
+        kind = data[at + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
+        at += 2 if kind == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise LawmError(f"picture {number} is no JPEG")
