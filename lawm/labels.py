@@ -251,12 +251,8 @@ def write_labels(rows: Iterable[VideoLabels], uri: str, kind: ActionKind = "sum"
 
 def read_labels(uri: str) -> Labels:
     """Read a table of labels (local path or s3://). Raises LawmError where it is missing, not Parquet or malformed."""
-    with storage.open_file(uri) as file:
-        try:
-            table = pq.read_table(file)
-        except pa.ArrowException as error:
-            said = str(error).splitlines()[0][:200]
-            raise LawmError(f"{uri}: not a Parquet file, a table of labels was expected ({said})") from None
+    with storage.open_file(uri) as file, storage.parquet_errors(uri, ". A table of labels was expected"):
+        table = pq.read_table(file)
     return Labels(table, uri)
 
 

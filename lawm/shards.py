@@ -267,26 +267,22 @@ def read_pieces(uri: str, columns: Sequence[str] = PLAN_COLUMNS) -> Iterator[Ind
     """The index at `uri` piece by piece, or some columns of it, `source` then dictionary-encoded. Raises as
     `read_index`."""
     whole = len(columns) == len(INDEX_SCHEMA.names)
-    with storage.open_file(uri) as file:
-        try:
-            found = pq.ParquetFile(file, read_dictionary=[] if whole else ["source"])
-            names = found.schema_arrow.names
-            missing = [name for name in INDEX_SCHEMA.names if name not in (*names, *_LATER)]
-            if missing:
-                raise LawmError(
-                    f"{uri}: not an index, it lacks the columns {', '.join(missing)}. Make one with `lawm index`"
-                )
-            kept = columns if whole else [name for name in columns if name not in _LATER or _any(found, name)]
-            schema = INDEX_SCHEMA if whole else pa.schema([_slim(INDEX_SCHEMA.field(name)) for name in kept])
-            for group in range(found.num_row_groups):
-                table = found.read_row_group(group, columns=[name for name in kept if name in names])
-                for name in kept:
-                    if name not in names:
-                        table = table.append_column(name, pa.nulls(len(table)))
-                yield Index(table.select(schema.names).cast(schema))
-        except pa.ArrowInvalid as error:
-            said = str(error).splitlines()[0]
-            raise LawmError(f"{uri}: not a Parquet file ({said}). Make one with `lawm index`") from None
+    with storage.open_file(uri) as file, storage.parquet_errors(uri, ". Make one with `lawm index`"):
+        found = pq.ParquetFile(file, read_dictionary=[] if whole else ["source"])
+        names = found.schema_arrow.names
+        missing = [name for name in INDEX_SCHEMA.names if name not in (*names, *_LATER)]
+        if missing:
+            raise LawmError(
+                f"{uri}: not an index, it lacks the columns {', '.join(missing)}. Make one with `lawm index`"
+            )
+        kept = columns if whole else [name for name in columns if name not in _LATER or _any(found, name)]
+        schema = INDEX_SCHEMA if whole else pa.schema([_slim(INDEX_SCHEMA.field(name)) for name in kept])
+        for group in range(found.num_row_groups):
+            table = found.read_row_group(group, columns=[name for name in kept if name in names])
+            for name in kept:
+                if name not in names:
+                    table = table.append_column(name, pa.nulls(len(table)))
+            yield Index(table.select(schema.names).cast(schema))
 
 
 def _any(file: pq.ParquetFile, name: str) -> bool:

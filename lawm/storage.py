@@ -555,6 +555,18 @@ def delete(uri: str) -> None:
 
 
 # ---------------------------------------------------------------- Arrow
+@contextmanager
+def parquet_errors(uri: str, hint: str = "") -> Iterator[None]:
+    """What pyarrow says of a file that is no Parquet file, or a damaged one, as LawmError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        said = next(iter(str(error).splitlines()), "")[:200]
+        raise LawmError(f"{uri}: not a Parquet file, or damaged ({said}){hint}") from None
+
+
 def arrow_filesystem(uri: str) -> "tuple[pyarrow.fs.FileSystem, str]":
     """(filesystem, path in it) for pyarrow, with the endpoint and the credentials that boto3 would use."""
     from pyarrow import fs

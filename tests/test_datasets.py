@@ -9,6 +9,7 @@ from typing import Any
 
 import data_sets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_sets import LENGTHS, droid_raw, lerobot
@@ -142,6 +143,19 @@ def test_what_is_missing_of_lerobot_is_refused_episode_by_episode(ray_cluster: S
     assert reasons[0] is None
     assert reasons[1] == "labels: 10 of 23 steps are in its table"
     assert reasons[2].startswith("missing")
+
+
+@pytest.mark.ray
+def test_labels_that_are_no_numbers_cost_their_own_episode_alone(ray_cluster: Session, tmp_path: Path) -> None:
+    lerobot(tmp_path / "d", droid=False)
+    where = tmp_path / "d/data/chunk-000/file-000.parquet"
+    table = pq.read_table(where).to_pydict()
+    table["action"][3][2] = float("nan")
+    pq.write_table(pa.table(table), where)
+    assert main(["dataset", "lerobot", str(tmp_path / "d"), "--out", str(tmp_path / "o")]) == 0
+    reasons = read_index(str(tmp_path / "o/index.parquet")).table["reason"].to_pylist()
+    assert reasons == ["labels: some are not finite, or beyond float32", None, None]
+    assert len(read_labels(str(tmp_path / "o/labels.parquet"))) == 2
 
 
 # ---------------------------------------------------------------- DROID raw

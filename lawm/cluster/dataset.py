@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -124,7 +125,8 @@ def _read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
 
 
 def _own_keys(recordings: list[Recording]) -> list[Recording]:
-    """A key that an earlier one has gets `#2`, here and in its labels."""
+    """A key that an earlier one has gets `#2`, here and in its labels; labels that hold no numbers are refused, lest
+    one episode spoil the table of all."""
     used: dict[str, int] = {}
     found = []
     for recording in recordings:
@@ -134,6 +136,9 @@ def _own_keys(recordings: list[Recording]) -> list[Recording]:
             key = f"{key}#{used[key]}"
             labels = recording.labels and replace(recording.labels, key=key)
             recording = replace(recording, ref=replace(recording.ref, key=key), labels=labels)
+        values = [] if recording.labels is None else [recording.labels.actions, recording.labels.states]
+        if not all(v is None or np.isfinite(v).all() for v in values):
+            recording = replace(recording, labels=None, reason="labels: some are not finite, or beyond float32")
         found.append(recording)
     return found
 

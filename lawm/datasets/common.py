@@ -120,11 +120,12 @@ def open_hdf5(uri: str) -> Iterator[Any]:
 
     with storage.open_file(uri) as raw:
         try:
-            file = h5py.File(raw, "r")
-        except (OSError, RuntimeError, ValueError) as error:
-            raise LawmError(f"{uri}: not HDF5, or damaged ({str(error).splitlines()[0]})") from None
-        with file:
-            yield file
+            with h5py.File(raw, "r") as file:
+                yield file
+        except LawmError:
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, MemoryError) as error:  # h5py, wherever the damage is met
+            raise LawmError(f"{uri}: not HDF5, or damaged ({next(iter(str(error).splitlines()), '')[:200]})") from None
 
 
 def array(file: Any, uri: str, name: str, dims: int | None = None) -> np.ndarray:

@@ -69,7 +69,7 @@ def _droid_episode(episode: dict[str, Any], spec: ReadSpec) -> Iterator[Recordin
     where = storage.join(folder, "trajectory.h5")
     try:
         metadata = read_json(episode["metadata"])
-        states, rate = _droid_states(where)
+        states, rate = droid_states(where)
         trouble = None
     except LawmError as error:
         metadata, states, rate, trouble = {}, None, None, f"labels: {without(error, folder)}"
@@ -85,7 +85,7 @@ def _droid_episode(episode: dict[str, Any], spec: ReadSpec) -> Iterator[Recordin
         yield Recording(ref, VideoLabels(key, float(rate or 0), np.zeros((0, 1), np.float32), states))
 
 
-def _droid_states(uri: str) -> tuple[np.ndarray, float]:
+def droid_states(uri: str) -> tuple[np.ndarray, float]:
     """Cartesian position (metres, radians) and gripper, [T, 7], and the steps a second, from the clock in the file:
     the mp4s of DROID claim 60 frames a second, and were taken at 15."""
     with open_hdf5(uri) as file:
@@ -109,4 +109,5 @@ def _droid_states(uri: str) -> tuple[np.ndarray, float]:
     rate = unit / float(gaps[(gaps > usual / 2) & (gaps < usual * 1.5)].mean())
     if not 1 <= rate <= 240:
         raise LawmError(f"{uri}: {rate:g} steps a second by its clock; expected about 15")
-    return np.concatenate([pose, gripper], axis=1).astype(np.float32), rate
+    with np.errstate(over="ignore"):  # infinite values are refused where all labels are
+        return np.concatenate([pose, gripper], axis=1).astype(np.float32), rate

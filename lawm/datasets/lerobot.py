@@ -96,15 +96,12 @@ def _lerobot_episodes(source: str, cameras: Sequence[str]) -> Iterator[dict[str,
 
 
 def _parquet(uri: str, columns: Sequence[str]) -> pa.Table:
-    with storage.open_file(uri) as file:
-        try:
-            found = pq.ParquetFile(file)
-            missing = [name for name in columns if name not in found.schema_arrow.names]
-            if missing:
-                raise LawmError(f"{uri}: no column {', '.join(missing)}")
-            return found.read(columns=list(columns))
-        except pa.ArrowException as error:
-            raise LawmError(f"{uri}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    with storage.open_file(uri) as file, storage.parquet_errors(uri):
+        found = pq.ParquetFile(file)
+        missing = [name for name in columns if name not in found.schema_arrow.names]
+        if missing:
+            raise LawmError(f"{uri}: no column {', '.join(missing)}")
+        return found.read(columns=list(columns))
 
 
 def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:

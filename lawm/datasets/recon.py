@@ -115,7 +115,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _recon_folder(folder: str, pictures: dict[int, str]) -> tuple[np.ndarray, list[bytes]]:
     """NWM's (and GNM's) layout: positions in metres [T, 2] and yaw [T] in traj_data.pkl, pictures 0.jpg, 1.jpg, ..."""
-    table = _plain_pickle(storage.read_bytes(storage.join(folder, "traj_data.pkl")), folder)
+    table = plain_pickle(storage.read_bytes(storage.join(folder, "traj_data.pkl")), folder)
     if not isinstance(table, dict) or not {"position", "yaw"} <= table.keys():
         raise LawmError(f"{folder}/traj_data.pkl: expected a dict with position and yaw")
     if sorted(pictures) != list(range(len(pictures))):
@@ -176,7 +176,7 @@ class _Numbers(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _plain_pickle(data: bytes, folder: str) -> Any:
+def plain_pickle(data: bytes, folder: str) -> Any:
     try:
         return _Numbers(io.BytesIO(data)).load()
     except Exception as error:  # a damaged pickle can raise anything
