@@ -96,14 +96,17 @@ def grid_png(pictures: Pictures, rows: int, side: int = 96) -> bytes:
     from PIL import Image, ImageDraw
 
     shown = pictures.rows[:rows]
-    left, columns = 210, max(len(row) for row in shown)
-    sheet = Image.new("RGB", (left + columns * (side + 4), len(shown) * (side + 4)), "white")
+    left, top, columns = 210, 18 if pictures.column_labels else 0, max((len(row) for row in shown), default=0)
+    sheet = Image.new("RGB", (left + columns * (side + 4), top + len(shown) * (side + 4)), "white")
     draw = ImageDraw.Draw(sheet)
+    for x, label in enumerate(pictures.column_labels[:columns]):
+        draw.text((left + x * (side + 4), 3), label, fill="black")
     for y, (row, label) in enumerate(zip(shown, pictures.row_labels, strict=False)):
-        draw.text((6, y * (side + 4) + side // 2 - 6), label, fill="black")
+        draw.text((6, top + y * (side + 4) + side // 2 - 6), label, fill="black")
         for x, image in enumerate(row):
             if image is not None:
-                sheet.paste(Image.fromarray(image).resize((side, side)), (left + x * (side + 4), y * (side + 4)))
+                place = left + x * (side + 4), top + y * (side + 4)
+                sheet.paste(Image.fromarray(image).resize((side, side)), place)
     out = io.BytesIO()
     sheet.save(out, "PNG", optimize=True)
     return out.getvalue()
