@@ -20,12 +20,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from lawm.config import LawmError
-
-if TYPE_CHECKING:
-    import pyarrow.fs
 
 S3 = "s3://"
 _READ_AHEAD = 1 << 20
@@ -488,6 +485,21 @@ def _list_s3(uri: str) -> Iterator[tuple[str, int]]:
         raise NotFoundError(f"{uri}: there is nothing under this prefix{_at()}")
 
 
+def credentials(uri: str) -> tuple[Any, str]:
+    """boto3's frozen credentials (access_key, secret_key, token), and the region, for other libraries. Raises
+    StorageError where there are none."""
+    import boto3
+
+    with _s3_errors(uri):
+        session = boto3.session.Session()
+        found = session.get_credentials()
+        if found is None:
+            from botocore.exceptions import NoCredentialsError
+
+            raise NoCredentialsError
+        return found.get_frozen_credentials(), session.region_name or "us-east-1"
+
+
 # ---------------------------------------------------------------- writing
 def write_bytes(uri: str, data: bytes) -> None:
     """Writes a file whole or not at all, folders made as needed. Raises StorageError."""
@@ -537,7 +549,12 @@ def delete(uri: str) -> None:
         bucket, key = _bucket_key(uri)
         if not key.strip("/"):
             raise StorageError(f"{uri}: refused to delete a whole bucket")
-        names = [key] if not key.endswith("/") else []
+        names = []
+        with suppress(NotFoundError), _s3_errors(uri):
+            if not key.endswith("/"):
+                # Servers over a file system fail when they are to delete a folder as an object.
+                _client().head_object(Bucket=bucket, Key=key)
+                names.append(key)
         with suppress(NotFoundError):
             names += [_bucket_key(name)[1] for name, _ in _list_s3(uri.rstrip("/") + "/")]
         with _s3_errors(uri):
@@ -565,29 +582,3 @@ def parquet_errors(uri: str, hint: str = "") -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         said = next(iter(str(error).splitlines()), "")[:200]
         raise LawmError(f"{uri}: not a Parquet file, or damaged ({said}){hint}") from None
-
-
-def arrow_filesystem(uri: str) -> "tuple[pyarrow.fs.FileSystem, str]":
-    """(filesystem, path in it) for pyarrow, with the endpoint and the credentials that boto3 would use."""
-    from pyarrow import fs
-
-    if not is_s3(uri):
-        return fs.LocalFileSystem(), absolute(uri)
-    import boto3
-
-    with _s3_errors(uri):
-        session = boto3.session.Session()
-        found = session.get_credentials()
-        if found is None:
-            from botocore.exceptions import NoCredentialsError
-
-            raise NoCredentialsError
-        frozen = found.get_frozen_credentials()
-    options: dict[str, Any] = {"region": session.region_name or "us-east-1"}
-    if url := endpoint():
-        scheme, _, host = url.partition("://")
-        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
-    system = fs.S3FileSystem(
-        access_key=frozen.access_key, secret_key=frozen.secret_key, session_token=frozen.token, **options
-    )
-    return system, "/".join(_bucket_key(uri)).rstrip("/")

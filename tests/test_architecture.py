@@ -53,6 +53,7 @@ ORDER = [
 ]
 CLUSTER_ORDER = [
     "session",
+    "filesystem",
     "submit",
     "index",
     "prepare",

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lawm import storage
+from lawm.cluster.filesystem import arrow_filesystem
 from lawm.config import LawmError
 from lawm.storage import NotFoundError, StorageError
 
@@ -162,7 +163,7 @@ def test_arrow_reads_what_storage_wrote(root: str) -> None:
     table = pa.table({"a": [1, 2, 3]})
     with storage.atomic_file(storage.join(root, "t.parquet")) as file:
         pq.write_table(table, file)
-    system, path = storage.arrow_filesystem(storage.join(root, "t.parquet"))
+    system, path = arrow_filesystem(storage.join(root, "t.parquet"))
     assert pq.read_table(path, filesystem=system).equals(table)
 
 
@@ -231,7 +232,7 @@ def test_no_credentials(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for act in (storage.read_bytes, storage.arrow_filesystem):
+    for act in (storage.read_bytes, arrow_filesystem):
         with pytest.raises(StorageError, match=r"no S3 credentials were found\. Set AWS_ACCESS_KEY_ID"):
             act("s3://b/key")
     monkeypatch.setenv("AWS_PROFILE", "nobody")

@@ -29,6 +29,7 @@ from lawm.checkpoint import (
     save_checkpoint,
 )
 from lawm.clips import BadClip, open_reader
+from lawm.cluster.filesystem import arrow_filesystem
 from lawm.cluster.ingest import clip_dataset, keeps_order, streamed_batches
 from lawm.cluster.session import TRAIN, Need, check_resources, label_selector, watching
 from lawm.config import Config, LawmError
@@ -43,7 +44,7 @@ from lawm.population import (
     train_population,
 )
 from lawm.sampling import Cursor
-from lawm.storage import absolute, arrow_filesystem, join
+from lawm.storage import absolute, join
 from lawm.train import (
     RunWriter,
     check_same_clips,

@@ -28,6 +28,7 @@ from ray.tune.search.optuna import OptunaSearch
 from lawm.clips import ClipReader, open_reader
 from lawm.cluster import evaluate as evaluation
 from lawm.cluster import plan as planning
+from lawm.cluster.filesystem import arrow_filesystem
 from lawm.cluster.fit import fit
 from lawm.cluster.fit import needs as training_needs
 from lawm.cluster.search_space import METRICS, Choice, Row, Space, with_parameters
@@ -50,7 +51,7 @@ from lawm.report import (
     pareto_set,
     write_report,
 )
-from lawm.storage import StorageError, absolute, arrow_filesystem, exists, join, read_bytes, write_bytes
+from lawm.storage import StorageError, absolute, exists, join, read_bytes, write_bytes
 from lawm.train import fit_local, settings
 
 Progress = Callable[[int, int, str], None]

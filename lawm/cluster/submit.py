@@ -44,7 +44,12 @@ class Submission:
         return {
             "working_dir": self.working_dir,
             "excludes": EXCLUDES,
-            "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0", **self.env},
+            "env_vars": {
+                "PYTHONUNBUFFERED": "1",
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # as in session.py, for nodes that others started
+                **self.env,
+            },
         }
 
 
