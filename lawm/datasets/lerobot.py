@@ -41,7 +41,7 @@ def choices(source: str, spec: ReadSpec) -> ReadSpec:
     videos = [name for name, f in features.items() if f.get("dtype") == "video"]
     if not videos:
         raise LawmError(f"{source}: no feature is a video (images in Parquet are not read)")
-    short = {name.rpartition(".")[2]: name for name in videos} | {name: name for name in videos}
+    short = {_short(name): name for name in videos} | {name: name for name in videos}
     unknown = [camera for camera in spec.cameras if camera not in short and camera != "all"]
     if unknown:
         raise LawmError(f"--camera {unknown[0]}: not in {source}; expected all, or some of {', '.join(videos)}")
@@ -76,6 +76,10 @@ def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
         found[data].append({"episode": int(row["episode_index"]), "length": int(row["length"]), "videos": videos})
     for number, (data, episodes) in enumerate(found.items()):
         yield Batch(number, {"data": data, "fps": float(info["fps"]), "episodes": episodes})
+
+
+def _short(camera: str) -> str:
+    return camera.removeprefix("observation.").removeprefix("images.")
 
 
 def _path(form: str, row: dict[str, Any], prefix: str, **names: str) -> str:
@@ -120,7 +124,7 @@ def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
         actions = values[spec.action][rows] if spec.action else np.zeros((0, 1), np.float32)
         states = np.concatenate([values[name][rows] for name in spec.state], axis=1) if spec.state else None
         for camera, uri, size, begin, end in episode["videos"]:
-            key = f"{camera.rpartition('.')[2]}/episode_{episode['episode']:06d}"
+            key = f"{_short(camera)}/episode_{episode['episode']:06d}"
             ref = VideoRef(uri, 0, size, key, begin_s=begin, end_s=end)
             labels = None if reason else VideoLabels(key, what["fps"], actions, states)
             recordings.append(Recording(ref, labels, reason=reason))
