@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -50,6 +51,8 @@ class Checkpoint:
     parent: dict[str, str] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    clips: pa.Table | None = None
+    """Rows of the log of clips since the last checkpoint; they lie beside it (`lawm.clip_log`)."""
 
     @property
     def fingerprint(self) -> str:

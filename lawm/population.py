@@ -6,6 +6,7 @@ Each member is what its own single run would be: same weights at the start, same
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -55,7 +56,7 @@ def encoded_batch(trainer: Trainer, batch: ClipBatch) -> ClipBatch:
         return batch
     with torch.no_grad(), autocast(trainer.device, trainer.loop.precision):
         states = model_of(trainer.objective).encode(batch.frames_BFCHW)
-    return ClipBatch(None, states, batch.actions_BTA, batch.positions_B, batch.refused)
+    return replace(batch, frames_BFCHW=None, states_BTND=states)
 
 
 STOPPED = "stopped.json"

@@ -39,6 +39,7 @@ ORDER = [
     "objective",
     "optimizer",
     "checkpoint",
+    "clip_log",
     "batches",
     "train",
     "population",

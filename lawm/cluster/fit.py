@@ -26,7 +26,6 @@ from lawm.checkpoint import (
     newest_checkpoint,
     prune_checkpoints,
     read_about,
-    save_checkpoint,
 )
 from lawm.clips import BadClip, open_reader
 from lawm.cluster.ingest import clip_dataset, keeps_order, streamed_batches
@@ -288,8 +287,7 @@ def _train(spec: RunSpec) -> None:
         if rank == 0:
             writers[run].scalars(step, metrics)
         if checkpoint is not None:
-            saved.append(join(run, checkpoint_name(step)))
-            save_checkpoint(checkpoint, saved[-1])
+            saved.append(writers[run].checkpoint(checkpoint))
 
     def tell(step: int, metrics: dict[str, float]) -> None:
         """After every run's report: refused clips, older checkpoints, the board, and Ray Train."""

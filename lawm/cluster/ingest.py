@@ -73,15 +73,15 @@ def streamed_batches(
     """Batches of exactly `batch` good clips from a worker's shard, through `iter_torch_batches`."""
     quarantine = Quarantine(max_bad_fraction, on_bad)
     good: list[Sample] = []
-    refused: list[int] = []
+    refused: list[BadClip] = []
     for rows in shard.iter_torch_batches(batch_size=batch, prefetch_batches=2, collate_fn=_Rows()):
         for found in rows:
             if quarantine.passed(found):
                 good.append(found)
             else:
-                refused.append(found.position)
+                refused.append(found)
         while len(good) >= batch:
-            yield collate(good[:batch], tuple(refused))
+            yield collate(good[:batch], refused)
             good, refused = good[batch:], []
     raise LawmError(
         f"the data set ended early: {quarantine.bad} of {quarantine.good + quarantine.bad} clips were refused; "
