@@ -1,6 +1,7 @@
 """Every clip of an epoch is trained on once, none lost, none twice, through kill -9 of any process of a run and
 another number of workers; read from the log of clips and compared with the plan."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from small_runs import index_folder, tiny_with
 
@@ -21,7 +23,8 @@ from lawm.clip_log import read_clip_log
 from lawm.clips import MixedReader, open_reader
 from lawm.cluster.fit import fit
 from lawm.cluster.session import Session
-from lawm.config import Config
+from lawm.config import Config, differing_fields
+from lawm.recipes import tiny
 
 ROOT = Path(__file__).parent.parent
 BAD = "03.mp4"
@@ -113,14 +116,50 @@ def test_decode_and_training_workers_are_killed(ray_cluster: Session, videos: st
     killed: dict[str, int] = {}
 
     def watch(figures: dict[str, Any]) -> None:
-        print(figures["step"], below_this_process(""), killed, time.time())
-        for pid in below_this_process(""): print(Path(f"/proc/{pid}/cmdline").read_text())
-        for name, after in (("decode_rows", 1), ("TrainWorker", 25)):
+        for name, after in (("decode_rows", 1), ("RayTrainWorker", 25)):
             if name not in killed and after <= figures["step"] and kill_one(name):
                 killed[name] = figures["step"]
 
     run = str(tmp_path / "run")
     fit(config, "latent_action", run, progress=watch)
-    assert set(killed) == {"decode_rows", "TrainWorker"} and max(killed.values()) < STEPS, killed
+    assert set(killed) == {"decode_rows", "RayTrainWorker"} and max(killed.values()) < STEPS, killed
     log = check_once(run, config, epoch=400)
     assert set(log["rank"].to_pylist()) == {0, 1}
+
+
+def command(config: Config, run: Path, *more: str) -> list[str]:
+    settings = differing_fields(tiny(), config)
+    argv = ["--recipe", "tiny", "--out", str(run), *more]
+    return argv + [part for name, (_, value) in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+def killed_at(argv: Sequence[str], run: Path, step: int, log: Path, address: str = "") -> int:
+    """Runs `lawm train` until there is a checkpoint of `step` or a later one, and kills it; the step it was at."""
+    with open(log, "w") as said:
+        asked = [sys.executable, "-m", "jobs", "train", *argv]
+        env = os.environ | {"RAY_ADDRESS": address}
+        child = subprocess.Popen(asked, cwd=ROOT, env=env, stdout=said, stderr=said, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 120
+            while (at := step_of(newest_checkpoint(str(run)) or "") or 0) < step:
+                assert child.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    return at
+
+
+def test_the_driver_is_killed_and_the_number_of_workers_changes(
+    ray_cluster: Session, videos: str, tmp_path: Path
+) -> None:
+    """The same command again at once, while Ray still ends the dead driver's workers: with 1, 2, and 1 of them."""
+    config, run = config_of(videos, cluster__max_failures=0), tmp_path / "run"
+    argv = command(config, run)
+    for workers, step in ((1, 10), (2, 30)):
+        asked = [*argv, "--set", f"cluster.workers={workers}"]
+        assert killed_at(asked, run, step, tmp_path / f"log{workers}", ray_cluster.address) < STEPS
+    assert train.main(argv) == 0
+    log = check_once(str(run), config, epoch=400)
+    ranks = [set(log.filter(pc.equal(log["step"], step))["rank"].to_pylist()) for step in range(1, STEPS + 1)]
+    assert ranks[0] == ranks[-1] == {0} and {0, 1} in ranks
