@@ -22,8 +22,11 @@ from lawm.checkpoint import (
     Checkpoint,
     build_objective,
     check_cache,
+    check_claim,
     check_encoder,
     checkpoint_name,
+    claim_run,
+    drop_checkpoints,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
@@ -206,9 +209,9 @@ class Trainer:
         self, done: int, metrics: dict[str, float], parent: dict[str, str] | None, extra: dict[str, Any] | None
     ) -> Checkpoint | None:
         """What stands after `done` steps, on rank 0; the other ranks tell it what they have consumed."""
-        self.cursor = self.cursor.add([p for part in _from_all_ranks(self._consumed) for p in part])
+        self.cursor = self.cursor.add([p for part in from_all_ranks(self._consumed) for p in part])
         self._consumed = []
-        clips = None if self._log is None else merged(_from_all_ranks(self._log.take()))
+        clips = None if self._log is None else merged(from_all_ranks(self._log.take()))
         if self.rank != 0:
             return None
         return Checkpoint(
@@ -316,7 +319,7 @@ def _finite_everywhere(loss: torch.Tensor) -> bool:
     return bool(flag)
 
 
-def _from_all_ranks(mine: T) -> list[T]:
+def from_all_ranks(mine: T) -> list[T]:
     """What every rank gives, by rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [mine]
@@ -367,12 +370,18 @@ class _Window:
 class RunWriter:
     """The run folder: `metrics.jsonl`, TensorBoard scalars, `quarantine.jsonl`, `config.json`; local or S3.
 
-    A resumed run drops the lines, and the log of clips, after the step that it resumes from. On S3 the files are kept
-    in memory and written at each checkpoint.
+    It claims the run: RunTaken is raised where a checkpoint is to be saved after another process has claimed it too.
+    A resumed run drops the lines, the log of clips and the checkpoints after the step that it resumes from (a member
+    of a population may be one ahead). On S3 the files are kept in memory and written at each checkpoint.
     """
 
-    def __init__(self, run: str, config: Config, step: int = 0) -> None:
+    def __init__(self, run: str, config: Config, step: int = 0, who: str = "") -> None:
         self.run = run
+        self.claim = claim_run(run, who)
+        if step:
+            drop_checkpoints(run, beyond=step)
+        elif (found := newest_checkpoint(run)) is not None:
+            raise LawmError(f"{found} has appeared since this run was started: run the same command again")
         self.texts: dict[str, list[str]] = {"metrics.jsonl": [], "quarantine.jsonl": []}
         for name in self.texts:
             if step and exists(join(run, name)):
@@ -400,9 +409,10 @@ class RunWriter:
     def checkpoint(self, checkpoint: Checkpoint) -> str:
         """Saves it and returns where; its clips first, so that the log never lacks what a checkpoint has consumed."""
         uri = join(self.run, checkpoint_name(checkpoint.step))
+        check_claim(self.run, self.claim)
         if checkpoint.clips is not None:
             write_clips(self.run, checkpoint.step, checkpoint.clips)
-        save_checkpoint(checkpoint, uri)
+        save_checkpoint(checkpoint, uri, lambda: check_claim(self.run, self.claim))
         return uri
 
     def quarantine(self, step: int, record: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Every clip of an epoch is trained on once, none lost, none twice, through kill -9 of any process of a run and
 another number of workers; read from the log of clips and compared with the plan."""
 
+import functools
 import json
 import os
 import signal
@@ -18,13 +19,15 @@ import pytest
 from small_runs import index_folder, tiny_with
 
 from jobs import train
-from lawm.checkpoint import newest_checkpoint, step_of
+from lawm.checkpoint import claim_run, newest_checkpoint, step_of
 from lawm.clip_log import read_clip_log
 from lawm.clips import MixedReader, open_reader
 from lawm.cluster.fit import fit
+from lawm.cluster.ingest import clip_dataset, streamed_batches
 from lawm.cluster.session import Session
-from lawm.config import Config, differing_fields
+from lawm.config import Config, LawmError, differing_fields, override
 from lawm.recipes import tiny
+from lawm.sampling import Cursor
 
 ROOT = Path(__file__).parent.parent
 BAD = "03.mp4"
@@ -33,18 +36,21 @@ STEPS, BATCH = 60, 8
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> str:
-    """The index of ten videos, one of which broke after it was indexed. They take some time to decode, so that decode
-    workers are still at it when they are killed."""
-    root = tmp_path_factory.mktemp("once")
+    """They take some time to decode, so that decode workers are still at it when they are killed."""
+    return write_set(tmp_path_factory.mktemp("once"), make_video, size=(256, 192), gop=30)
+
+
+def write_set(root: Path, make_video: Callable[..., Path], **how: Any) -> str:
+    """The index of ten videos, one of which broke after it was indexed."""
     for i in range(10):
-        make_video(root / "videos" / f"{i:02d}.mp4", size=(256, 192), gop=30, seed=i)
+        make_video(root / "videos" / f"{i:02d}.mp4", seed=i, **how)
     where = index_folder(root / "videos", root / "index.parquet")
     broken = root / "videos" / BAD
     broken.write_bytes(bytes(broken.stat().st_size))
     return where
 
 
-def config_of(index: str, **more: Any) -> Config:
+def config_of(index: str | None, **more: Any) -> Config:
     """An epoch is 400 clips, 40 of them refused: 45 of the 60 steps."""
     return tiny_with(
         data__index=index,
@@ -128,9 +134,13 @@ def test_decode_and_training_workers_are_killed(ray_cluster: Session, videos: st
 
 
 def command(config: Config, run: Path, *more: str) -> list[str]:
-    settings = differing_fields(tiny(), config)
+    """Arguments of `lawm train` for that config."""
+    asked = config.model_dump(mode="json")
     argv = ["--recipe", "tiny", "--out", str(run), *more]
-    return argv + [part for name, (_, value) in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    for name in differing_fields(tiny(), config):
+        value = functools.reduce(lambda part, key: part[key], name.split("."), asked)
+        argv += ["--set", f"{name}={json.dumps(value)}"]
+    return argv
 
 
 def killed_at(argv: Sequence[str], run: Path, step: int, log: Path, address: str = "") -> int:
@@ -163,3 +173,43 @@ def test_the_driver_is_killed_and_the_number_of_workers_changes(
     log = check_once(str(run), config, epoch=400)
     ranks = [set(log.filter(pc.equal(log["step"], step))["rank"].to_pylist()) for step in range(1, STEPS + 1)]
     assert ranks[0] == ranks[-1] == {0} and {0, 1} in ranks
+
+
+def test_a_plain_run_on_a_mixture_is_killed(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    """An epoch is a thousand positions, in which the second source has gone through its clips three times."""
+    videos = write_set(tmp_path, make_video)
+    mixture = [{"index": videos, "keys": keys, "weight": weight} for keys, weight in (("0[0-4]*", 1), ("0[5-9]*", 3))]
+    config = config_of(None, data__mixture=mixture, data__clip__size=16)
+    config = override(override(config, "train.batch", 32), "train.steps", 35)
+    run = tmp_path / "run"
+    argv = command(config, run, "--plain")
+    at = killed_at(argv, run, 10, tmp_path / "log")
+    assert at < 35 and train.main(argv) == 0
+    log = check_once(str(run), config, epoch=1000)
+    source = np.array([key < "05" for key in log["key"].to_pylist()])
+    assert np.bincount(source[log["position"].to_numpy().argsort()][:1000]).tolist() == [750, 250]
+
+
+def test_clips_that_the_data_set_has_too_much_are_left_out(ray_cluster: Session, videos: str) -> None:
+    """It was built from an older checkpoint than the one that the workers then found."""
+    config = config_of(videos)
+    stale = clip_dataset(config, "latent_action", Cursor(), 60)
+    stream: Any = streamed_batches(stale.iterator(), BATCH, Cursor(17, (19, 20, 33)), 0.5, None)
+    used = [clip.position for _ in range(4) for clip in next(stream).clips]
+    stream.close()
+    assert len(set(used)) == len(used) and min(used) == 17
+    assert set(used) >= set(Cursor(17, (19, 20, 33)).remaining(32).tolist()) and not {19, 20, 33} & set(used)
+
+
+def test_a_second_command_on_the_same_run_ends_the_first(ray_cluster: Session, videos: str, tmp_path: Path) -> None:
+    config, run = config_of(videos, cluster__workers=0), str(tmp_path / "run")
+
+    def second(figures: dict[str, Any]) -> None:
+        if 10 <= figures["step"] < 20 and not took:
+            took.append(claim_run(run))
+
+    took: list[str] = []
+    with pytest.raises(LawmError, match="another process trains this run now"):
+        fit(config, "latent_action", run, progress=second)
+    assert took and (step_of(newest_checkpoint(run) or "") or 0) < STEPS
+    read_clip_log(run)
