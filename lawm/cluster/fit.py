@@ -18,6 +18,7 @@ from ray.data import ExecutionOptions
 from ray.train import CheckpointUploadMode, RunConfig
 from ray.train import DataConfig as RayDataConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
 from lawm.batches import local_batches
@@ -44,7 +45,7 @@ from lawm.population import (
     train_population,
 )
 from lawm.sampling import Cursor
-from lawm.storage import absolute, arrow_filesystem, join
+from lawm.storage import absolute, arrow_filesystem, delete, join
 from lawm.train import (
     RunWriter,
     check_same_clips,
@@ -182,6 +183,8 @@ def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, 
         return _newest(spec)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(config.cluster.start_timeout_s))
     cluster = config.cluster
+    # Ray's own list of checkpoints also names those that were pruned since, and then Ray does not start on the folder.
+    delete(join(runs[0], CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
     folder, _, name = runs[0].rpartition("/")
     filesystem, path = arrow_filesystem(folder)
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
