@@ -34,6 +34,12 @@ BAD = "03.mp4"
 STEPS, BATCH = 60, 8
 
 
+@pytest.fixture(autouse=True)
+def quick_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train's controller otherwise looks every two seconds, and each checkpoint waits for it."""
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> str:
     """They take some time to decode, so that decode workers are still at it when they are killed."""
