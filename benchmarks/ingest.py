@@ -71,8 +71,10 @@ def drain(loop: dict[str, Any]) -> None:
     from lawm.cluster.ingest import streamed_batches
 
     config, clips = loop["config"], loop["clips"]
+    from lawm.sampling import Cursor
+
     taken, began, first_after = 0, 0.0, time.perf_counter()
-    for batch in streamed_batches(ray.train.get_dataset_shard("clips"), BATCH, 0.5, None):
+    for batch in streamed_batches(ray.train.get_dataset_shard("clips"), BATCH, Cursor(), 0.5, None):
         if taken == 0:
             first_after = time.perf_counter() - first_after
         taken += len(batch)

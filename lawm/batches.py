@@ -2,19 +2,20 @@
 read clips through `ClipReader`, so the clips and their order are the same. Legend: B batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from lawm.clips import BadClip, Quarantine, Reader, Sample, plan_positions
+from lawm.clips import BadClip, ClipId, Quarantine, Reader, Sample, plan_positions
 from lawm.objective import ClipBatch
 from lawm.sampling import Cursor
 
 
-def collate(samples: list[Sample], refused: tuple[int, ...] = ()) -> ClipBatch:
-    """Samples of one kind as a batch; actions only if every clip has them."""
+def collate(samples: list[Sample], refused: Sequence[BadClip] = ()) -> ClipBatch:
+    """Samples of one kind as a batch, with the clips that were refused meanwhile; actions only if every clip has
+    them."""
     frames = states = actions = None
     if samples[0].frames is not None:
         frames = torch.from_numpy(np.stack([s.frames for s in samples if s.frames is not None]))
@@ -23,7 +24,9 @@ def collate(samples: list[Sample], refused: tuple[int, ...] = ()) -> ClipBatch:
     if all(s.actions is not None for s in samples):
         actions = torch.from_numpy(np.stack([s.actions for s in samples if s.actions is not None])).float()
     positions = torch.tensor([s.position for s in samples], dtype=torch.int64)
-    return ClipBatch(frames, states, actions, positions, refused)
+    read: list[tuple[Sample | BadClip, bool]] = [*((s, False) for s in samples), *((b, True) for b in refused)]
+    clips = tuple(ClipId(one.position, one.key, one.start_s, bad) for one, bad in read)
+    return ClipBatch(frames, states, actions, positions, tuple(b.position for b in refused), clips)
 
 
 def local_batches(
@@ -44,14 +47,14 @@ def local_batches(
     with ThreadPoolExecutor(threads) as pool:
         pending = [pool.submit(reader.try_sample, next(positions)) for _ in range(2 * threads)]
         good: list[Sample] = []
-        refused: list[int] = []
+        refused: list[BadClip] = []
         while True:
             found = pending.pop(0).result()
             pending.append(pool.submit(reader.try_sample, next(positions)))
             if quarantine.passed(found):
                 good.append(found)  # type: ignore[arg-type]
             else:
-                refused.append(found.position)
+                refused.append(found)  # type: ignore[arg-type]
             if len(good) == batch:
-                yield collate(good, tuple(refused))
+                yield collate(good, refused)
                 good, refused = [], []

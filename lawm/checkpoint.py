@@ -3,10 +3,13 @@
 import hashlib
 import json
 import math
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -50,6 +53,8 @@ class Checkpoint:
     parent: dict[str, str] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    clips: pa.Table | None = None
+    """Rows of the log of clips since the last checkpoint; they lie beside it (`lawm.clip_log`)."""
 
     @property
     def fingerprint(self) -> str:
@@ -61,8 +66,48 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def save_checkpoint(checkpoint: Checkpoint, uri: str) -> None:
-    """Writes the folder `uri` (local or s3://); `checkpoint.json` last, so that a torn one is not one."""
+OWNER = "owner"
+"""The file of a run folder that names its only writer."""
+
+
+class RunTaken(LawmError):
+    """Another process trains this run now. `by`: its claim."""
+
+    def __init__(self, message: str, by: str = "") -> None:
+        super().__init__(message)
+        self.by = by
+
+
+def claim_run(run: str, who: str = "") -> str:
+    """Makes the caller the only writer of `run`, until another claims it; the claim, which begins with `who`.
+
+    Where a machine is cut off from the cluster, its workers train on for a while after they were replaced.
+    """
+    claim = f"{who} {secrets.token_hex(8)}"
+    write_bytes(join(run, OWNER), claim.encode())
+    return claim
+
+
+def owner_of(run: str) -> str:
+    """The claim on `run` that holds; empty where there is none."""
+    try:
+        return read_bytes(join(run, OWNER)).decode()
+    except NotFoundError:
+        return ""
+
+
+def check_claim(run: str, claim: str) -> None:
+    """Raises RunTaken where another process has claimed `run` since."""
+    owner = owner_of(run)
+    if owner not in ("", claim):
+        said = f"{run}: another process trains this run now, so this one has ended; let only one of them run"
+        raise RunTaken(said, owner)
+
+
+def save_checkpoint(checkpoint: Checkpoint, uri: str, check: Callable[[], None] = lambda: None) -> None:
+    """Writes the folder `uri` (local or s3://); `checkpoint.json` last, so that a torn one is not one. `check` is
+    called before anything is written, and again before that."""
+    check()
 
     def tensors(found: dict[str, Tensor]) -> bytes:
         return save_tensors({k: v.detach().cpu().contiguous() for k, v in found.items()})
@@ -83,6 +128,7 @@ def save_checkpoint(checkpoint: Checkpoint, uri: str) -> None:
         "metrics": checkpoint.metrics,
         "config": checkpoint.config.model_dump(),
     }
+    check()
     write_bytes(join(uri, "checkpoint.json"), json.dumps(about, indent=1).encode())
 
 
@@ -183,10 +229,21 @@ def prune_checkpoints(run: str, keep: int) -> None:
         return (error if math.isfinite(error) else math.inf, -(step_of(folder) or 0))  # of equals, the newer
 
     for folder in sorted(older, key=score)[keep - 1 :]:
-        for name in ("checkpoint.json", "model.safetensors", "optimizer.safetensors"):  # no longer a checkpoint first
-            delete(join(folder, name))
-        if not is_s3(folder):
-            Path(folder).rmdir()
+        _remove(folder)
+
+
+def drop_checkpoints(run: str, beyond: int) -> None:
+    """Removes the checkpoints of a run after step `beyond`, from which it goes on."""
+    for folder in checkpoint_folders(run):
+        if (step_of(folder) or 0) > beyond:
+            _remove(folder)
+
+
+def _remove(folder: str) -> None:
+    for name in ("checkpoint.json", "model.safetensors", "optimizer.safetensors"):  # no longer a checkpoint first
+        delete(join(folder, name))
+    if not is_s3(folder):
+        Path(folder).rmdir()
 
 
 # ---------------------------------------------------------------- checkpoint -> model

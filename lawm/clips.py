@@ -48,6 +48,15 @@ class BadClip:
     message: str
 
 
+class ClipId(NamedTuple):
+    """A clip as it was read, or refused: its position in the plan, its video's key and its start in that video."""
+
+    position: int
+    key: str
+    start_s: float
+    refused: bool
+
+
 class Quarantine:
     """Counts clips read and clips refused; stops a run in which too many are refused."""
 

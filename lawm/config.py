@@ -322,6 +322,8 @@ class TrainConfig(Frozen):
     """The run stops where three reports in a row show this many times the prediction loss of the first; 0: never."""
     compile: bool = False
     """torch.compile every transformer block of lawm's own (not timm's); the first steps take a minute or more."""
+    log_clips: bool = False
+    """Write down which clips each step used, in RUN/clips, a Parquet file with each checkpoint (`lawm.clip_log`)."""
 
 
 class FineTuneConfig(Frozen):

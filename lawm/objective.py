@@ -4,13 +4,14 @@ Legend: B batch, F frames, T states, N tokens, D state width, Z latent width, A 
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lawm.clips import ClipId
 from lawm.config import Config, FineTuneConfig, LawmError, PixelsEncoder
 from lawm.controller import Controller
 from lawm.decoder import Decoder
@@ -40,6 +41,8 @@ class ClipBatch:
     """Positions in the sampling plan, int64."""
     refused: tuple[int, ...] = ()
     """Positions of clips that were refused while this batch was gathered: consumed as well."""
+    clips: tuple[ClipId, ...] = ()
+    """All of these, for the log of clips; `collate` gives them."""
 
     def __len__(self) -> int:
         return len(self.positions_B)
@@ -51,7 +54,7 @@ class ClipBatch:
             return None if x is None else x.to(device, non_blocking=True)
 
         frames, states, actions = moved(self.frames_BFCHW), moved(self.states_BTND), moved(self.actions_BTA)
-        return ClipBatch(frames, states, actions, self.positions_B, self.refused)
+        return replace(self, frames_BFCHW=frames, states_BTND=states, actions_BTA=actions)
 
 
 @dataclass(frozen=True)

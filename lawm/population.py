@@ -6,6 +6,7 @@ Each member is what its own single run would be: same weights at the start, same
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -55,7 +56,7 @@ def encoded_batch(trainer: Trainer, batch: ClipBatch) -> ClipBatch:
         return batch
     with torch.no_grad(), autocast(trainer.device, trainer.loop.precision):
         states = model_of(trainer.objective).encode(batch.frames_BFCHW)
-    return ClipBatch(None, states, batch.actions_BTA, batch.positions_B, batch.refused)
+    return replace(batch, frames_BFCHW=None, states_BTND=states)
 
 
 STOPPED = "stopped.json"
@@ -158,10 +159,10 @@ def check_runs(configs: list[Config], runs: list[str]) -> None:
         raise LawmError(f"{len(configs)} members need run folders of their own, got {', '.join(runs) or 'none'}")
 
 
-def prepare_population(configs: list[Config], runs: list[str]) -> list[Setup]:
-    """Each member made ready, all on one encoder, to go on from the newest step that all have reached."""
+def prepare_population(configs: list[Config], runs: list[str], starts: Sequence[str | None]) -> list[Setup]:
+    """Each member made ready, all on one encoder, to go on from `starts` (those of `common_checkpoints`)."""
     setups: list[Setup] = []
-    for config, run, newest in zip(configs, runs, common_checkpoints(runs), strict=True):
+    for config, run, newest in zip(configs, runs, starts, strict=True):
         encoder = model_of(setups[0].objective).encoder if setups else None
         setups.append(prepare(config, LatentActionObjective.kind, run, encoder=encoder, resume_from=newest))
     return setups
@@ -184,7 +185,7 @@ def fit_population_local(
 
 
 def _fit_left(configs: list[Config], runs: list[str], progress: Callable[[int, dict[str, float]], None] | None) -> None:
-    setups = prepare_population(configs, runs)
+    setups = prepare_population(configs, runs, common_checkpoints(runs))
     steps = [setup.resume.step if setup.resume else 0 for setup in setups]
     writers = [RunWriter(run, config, step) for run, config, step in zip(runs, configs, steps, strict=True)]
     loop = configs[0].train

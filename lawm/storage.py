@@ -458,7 +458,7 @@ def _list_local(root: str) -> Iterator[tuple[str, int]]:
         for entry in ordered:
             if entry.name.startswith("."):
                 continue
-            with suppress(OSError):  # a dangling link, or a file that went away meanwhile
+            with suppress(OSError, NotFoundError):  # a dangling link, or what went away meanwhile
                 if entry.is_dir():
                     yield from walk(entry.path)
                 elif entry.is_file():

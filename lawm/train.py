@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,14 +22,18 @@ from lawm.checkpoint import (
     Checkpoint,
     build_objective,
     check_cache,
+    check_claim,
     check_encoder,
     checkpoint_name,
+    claim_run,
+    drop_checkpoints,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
     read_about,
     save_checkpoint,
 )
+from lawm.clip_log import ClipLog, drop_clips, merged, write_clips
 from lawm.clips import BadClip, Reader, first_clips, open_reader
 from lawm.config import Config, LawmError, OptimizerConfig, RunStopped, TrainConfig, differing_fields, parse_config
 from lawm.encoder import Encoder
@@ -56,6 +60,7 @@ FIRST_LOSS = "first_prediction"
 
 Report = Callable[[int, dict[str, float], Checkpoint | None], None]
 Batches = Callable[[Cursor], Iterator[ClipBatch]]
+T = TypeVar("T")
 
 
 def settings(config: Config, kind: str) -> tuple[OptimizerConfig, TrainConfig]:
@@ -117,6 +122,7 @@ class Trainer:
         self._first_loss: float | None = resume.extra.get(FIRST_LOSS) if resume is not None else None
         self._reports_above = 0
         self._consumed: list[int] = []
+        self._log = ClipLog() if self.loop.log_clips else None
         self._latents: torch.Tensor | None = None
         self._states: tuple[torch.Tensor, torch.Tensor] | None = None
         self._window = _Window()
@@ -136,6 +142,8 @@ class Trainer:
             norm = self.optimizer.clip_gradients()  # the same on all ranks
             finite = bool(torch.isfinite(norm))
         self._latents, self._states = (terms.latents, terms.states) if finite else (None, None)
+        if self._log is not None:
+            self._log.add(step + 1, self.rank, batch, skipped=not finite)
         if not finite:
             self._skip(step)
             return
@@ -201,8 +209,9 @@ class Trainer:
         self, done: int, metrics: dict[str, float], parent: dict[str, str] | None, extra: dict[str, Any] | None
     ) -> Checkpoint | None:
         """What stands after `done` steps, on rank 0; the other ranks tell it what they have consumed."""
-        self.cursor = self.cursor.add(_from_all_ranks(self._consumed))
+        self.cursor = self.cursor.add([p for part in from_all_ranks(self._consumed) for p in part])
         self._consumed = []
+        clips = None if self._log is None else merged(from_all_ranks(self._log.take()))
         if self.rank != 0:
             return None
         return Checkpoint(
@@ -216,6 +225,7 @@ class Trainer:
             parent=parent,
             extra=(extra or {}) | ({} if self._first_loss is None else {FIRST_LOSS: self._first_loss}),
             metrics=metrics,
+            clips=clips,
         )
 
 
@@ -309,12 +319,13 @@ def _finite_everywhere(loss: torch.Tensor) -> bool:
     return bool(flag)
 
 
-def _from_all_ranks(positions: list[int]) -> list[int]:
+def from_all_ranks(mine: T) -> list[T]:
+    """What every rank gives, by rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return positions
-    parts: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, positions)
-    return [p for part in parts for p in part]
+        return [mine]
+    parts = [mine] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return parts
 
 
 def mean_over_ranks(figures: dict[str, float]) -> dict[str, float]:
@@ -359,17 +370,24 @@ class _Window:
 class RunWriter:
     """The run folder: `metrics.jsonl`, TensorBoard scalars, `quarantine.jsonl`, `config.json`; local or S3.
 
-    A resumed run drops the lines after the step that it resumes from. On S3 the files are kept
-    in memory and written at each checkpoint.
+    It claims the run: RunTaken is raised where a checkpoint is to be saved after another process has claimed it too.
+    A resumed run drops the lines, the log of clips and the checkpoints after the step that it resumes from (a member
+    of a population may be one ahead). On S3 the files are kept in memory and written at each checkpoint.
     """
 
-    def __init__(self, run: str, config: Config, step: int = 0) -> None:
+    def __init__(self, run: str, config: Config, step: int = 0, who: str = "") -> None:
         self.run = run
+        self.claim = claim_run(run, who)
+        if step:
+            drop_checkpoints(run, beyond=step)
+        elif (found := newest_checkpoint(run)) is not None:
+            raise LawmError(f"{found} has appeared since this run was started: run the same command again")
         self.texts: dict[str, list[str]] = {"metrics.jsonl": [], "quarantine.jsonl": []}
         for name in self.texts:
             if step and exists(join(run, name)):
                 lines = read_bytes(join(run, name)).decode().splitlines()
                 self.texts[name] = [line for line in lines if _step_of_line(line) <= step]
+        drop_clips(run, beyond=step)
         write_bytes(join(run, "config.json"), json.dumps(config.model_dump(), indent=1).encode())
         self.board: Any = None
         if not is_s3(run):
@@ -387,6 +405,15 @@ class RunWriter:
         if self.board is not None:
             for name, value in finite.items():
                 self.board.add_scalar(name, value, step)
+
+    def checkpoint(self, checkpoint: Checkpoint) -> str:
+        """Saves it and returns where; its clips first, so that the log never lacks what a checkpoint has consumed."""
+        uri = join(self.run, checkpoint_name(checkpoint.step))
+        check_claim(self.run, self.claim)
+        if checkpoint.clips is not None:
+            write_clips(self.run, checkpoint.step, checkpoint.clips)
+        save_checkpoint(checkpoint, uri, lambda: check_claim(self.run, self.claim))
+        return uri
 
     def quarantine(self, step: int, record: dict[str, Any]) -> None:
         self._line("quarantine.jsonl", {"step": step, **record})
@@ -422,7 +449,7 @@ def local_report(
     def report(step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
         writer.scalars(step, metrics)
         if checkpoint is not None:
-            save_checkpoint(checkpoint, join(writer.run, checkpoint_name(step)))
+            writer.checkpoint(checkpoint)
             if keep is not None:
                 prune_checkpoints(writer.run, keep)
             writer.flush()

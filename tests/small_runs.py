@@ -85,7 +85,8 @@ def losses_of(
 ) -> list[dict[str, float]]:
     """Trains on made clips; the metrics of every report."""
     seen: list[dict[str, float]] = []
-    keep = local_report(RunWriter(str(run), config), config.train.keep) if run else None
+    step = resume.step if resume is not None else 0
+    keep = local_report(RunWriter(str(run), config, step), config.train.keep) if run else None
 
     def report(step: int, metrics: dict[str, float], checkpoint: Any) -> None:
         seen.append({"step": step, **metrics})

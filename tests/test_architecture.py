@@ -42,6 +42,7 @@ ORDER = [
     "objective",
     "optimizer",
     "checkpoint",
+    "clip_log",
     "batches",
     "train",
     "population",

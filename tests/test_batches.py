@@ -143,5 +143,7 @@ def test_a_batch_has_actions_only_if_all_its_clips_do() -> None:
     frames, actions = np.zeros((2, 3, 4, 4), np.uint8), np.ones((1, 2), np.float32)
     one, two = Sample(3, "a", 0.0, frames, None, actions), Sample(9, "b", 0.0, frames, None, None)
     assert collate([one, one]).actions_BTA is not None and collate([one, two]).actions_BTA is None
-    batch = collate([one, two], (4, 5)).to(torch.device("cpu"))
+    bad = [BadClip(p, "c", "/c", 0.5, "damaged", "cannot be read") for p in (4, 5)]
+    batch = collate([one, two], bad).to(torch.device("cpu"))
     assert (batch.positions_B.tolist(), batch.refused, len(batch)) == ([3, 9], (4, 5), 2)
+    assert batch.clips == ((3, "a", 0.0, False), (9, "b", 0.0, False), (4, "c", 0.5, True), (5, "c", 0.5, True))

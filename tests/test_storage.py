@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -270,3 +271,13 @@ def test_disk_full(tmp_path: Path) -> None:
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_goes_away_while_it_is_listed_is_left_out(tmp_path: Path) -> None:
+    """As a checkpoint does that is pruned while another process looks for the newest one."""
+    for name in ("a", "b", "c"):
+        storage.write_bytes(str(tmp_path / name / "x"), b"1")
+    listing = storage.list_files(str(tmp_path))
+    found = [next(listing)]
+    shutil.rmtree(tmp_path / "b")
+    assert [Path(uri).parent.name for uri, _ in [*found, *listing]] == ["a", "c"]

@@ -5,8 +5,9 @@ checkpoint says which clips are consumed, both to the workers and to the data se
 """
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,16 +18,17 @@ from ray.data import ExecutionOptions
 from ray.train import CheckpointUploadMode, RunConfig
 from ray.train import DataConfig as RayDataConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
 from lawm.batches import local_batches
 from lawm.checkpoint import (
     Checkpoint,
+    RunTaken,
     checkpoint_name,
     newest_checkpoint,
     prune_checkpoints,
     read_about,
-    save_checkpoint,
 )
 from lawm.clips import BadClip, open_reader
 from lawm.cluster.filesystem import arrow_filesystem
@@ -44,11 +46,12 @@ from lawm.population import (
     train_population,
 )
 from lawm.sampling import Cursor
-from lawm.storage import absolute, join
+from lawm.storage import absolute, delete, join
 from lawm.train import (
     RunWriter,
     check_same_clips,
     check_same_run,
+    from_all_ranks,
     local_batch,
     prepare,
     rank_and_world,
@@ -68,6 +71,8 @@ class RunSpec:
     runs: list[str]
     parent: str | None
     board: Any
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Of this call of `fit`, over all of its restarts."""
 
     @property
     def population(self) -> bool:
@@ -78,16 +83,17 @@ class RunSpec:
         """The first, which speaks for all of them in everything but model and optimiser."""
         return self.configs[0]
 
-    def left(self) -> "RunSpec":
-        """Without the members that their own figures have stopped."""
+    def left(self) -> list[int]:
+        """The members that their own figures have not stopped."""
         stopped = stopped_members(self.runs, self.configs) if self.population else {}
-        keep = [i for i in range(len(self.runs)) if i not in stopped]
-        return replace(self, configs=[self.configs[i] for i in keep], runs=[self.runs[i] for i in keep])
+        return [i for i in range(len(self.runs)) if i not in stopped]
 
-    def start(self) -> str | None:
-        """The checkpoint of the first member that is left, from which the run goes on."""
-        runs = self.left().runs
-        return common_checkpoints(runs)[0] if runs else None
+    def only(self, members: list[int]) -> "RunSpec":
+        return replace(self, configs=[self.configs[i] for i in members], runs=[self.runs[i] for i in members])
+
+    def starts(self) -> list[str | None]:
+        """The checkpoints of the members that are left, from which the run goes on."""
+        return common_checkpoints(self.only(self.left()).runs)
 
 
 @ray.remote(num_cpus=0)
@@ -173,11 +179,13 @@ def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, 
     check_resources(needs(config, kind), config.cluster)
     board = Board.remote()  # type: ignore[attr-defined]
     spec = RunSpec(configs, kind, runs, parent, board)
-    left, start = spec.left().runs, spec.start()
-    if not left or (start and read_about(start)["step"] >= loop.steps):
+    starts = spec.starts()
+    if not starts or (starts[0] and read_about(starts[0])["step"] >= loop.steps):
         return _newest(spec)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(config.cluster.start_timeout_s))
     cluster = config.cluster
+    # Ray's own list of checkpoints also names those that were pruned since, and then Ray does not start on the folder.
+    delete(join(runs[0], CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
     folder, _, name = runs[0].rpartition("/")
     filesystem, path = arrow_filesystem(folder)
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
@@ -235,9 +243,9 @@ def _newest(spec: RunSpec) -> list[str]:
 def _remaining(spec: RunSpec) -> Any:
     """The data set of what the newest checkpoint has not consumed. Called at every worker-group start."""
     _, loop = settings(spec.config, spec.kind)
-    cursor, step, start = Cursor(), 0, spec.start()
-    if start:
-        about = read_about(start)
+    cursor, step, starts = Cursor(), 0, spec.starts()
+    if starts and starts[0]:
+        about = read_about(starts[0])
         cursor, step = Cursor.from_json(about["cursor"]), about["step"]
     return clip_dataset(spec.config, spec.kind, cursor, (loop.steps - step) * loop.batch)
 
@@ -250,29 +258,35 @@ def _worker(loop_config: dict[str, Any]) -> None:
     try:
         _train(spec)
     except LawmError as error:
-        ray.get(spec.board.stop.remote(str(error)))
+        # Workers that Ray Train has replaced, and that were out of its reach, do not end those that replaced them.
+        if not (isinstance(error, RunTaken) and error.by.startswith(spec.id)):
+            ray.get(spec.board.stop.remote(str(error)))
         raise
 
 
 def _train(spec: RunSpec) -> None:
     """Rank 0 writes metrics and checkpoints straight into the run folders."""
-    population, spec = spec.population, spec.left()
-    if not spec.runs:
-        return
-    config, kind = spec.config, spec.kind
+    population = spec.population
     rank, world = rank_and_world()
-    if torch.cuda.is_available() and config.cluster.gpus_per_worker:
+    if torch.cuda.is_available() and spec.config.cluster.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
+    # What rank 0 finds holds for all: the others may look a moment later.
+    members, starts = from_all_ranks((spec.left(), spec.starts()) if rank == 0 else ([], []))[0]
+    if not members:
+        return
+    spec = spec.only(members)
+    config, kind = spec.config, spec.kind
     if config.cluster.workers:
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     if population:
-        setups = prepare_population(spec.configs, spec.runs)
+        setups = prepare_population(spec.configs, spec.runs, starts)
     else:
-        setups = [prepare(config, kind, spec.runs[0], spec.parent)]
+        setups = [prepare(config, kind, spec.runs[0], spec.parent, resume_from=starts[0])]
     setup = setups[0]
     _, loop = settings(config, kind)
     first = setup.resume.step if setup.resume else 0
-    writers = {r: RunWriter(r, c, first) for r, c in zip(spec.runs, spec.configs, strict=True)} if rank == 0 else {}
+    owned = zip(spec.runs, spec.configs, strict=True) if rank == 0 else ()
+    writers = {run: RunWriter(run, own, first, spec.id) for run, own in owned}
     saved: list[str] = []
 
     def on_bad(clip: BadClip) -> None:
@@ -282,15 +296,14 @@ def _train(spec: RunSpec) -> None:
         size = local_batch(loop, world)
         if _streams(config, kind):
             shard = ray.train.get_dataset_shard("clips")
-            return streamed_batches(shard, size, config.data.max_bad_fraction, on_bad)
+            return streamed_batches(shard, size, cursor, config.data.max_bad_fraction, on_bad)
         return local_batches(setup.reader, size, cursor, rank, world)
 
     def keep(run: str, step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
         if rank == 0:
             writers[run].scalars(step, metrics)
         if checkpoint is not None:
-            saved.append(join(run, checkpoint_name(step)))
-            save_checkpoint(checkpoint, saved[-1])
+            saved.append(writers[run].checkpoint(checkpoint))
 
     def tell(step: int, metrics: dict[str, float]) -> None:
         """After every run's report: refused clips, older checkpoints, the board, and Ray Train."""

@@ -68,20 +68,27 @@ def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: I
 
 
 def streamed_batches(
-    shard: Any, batch: int, max_bad_fraction: float, on_bad: Callable[[BadClip], None] | None
+    shard: Any, batch: int, cursor: Cursor, max_bad_fraction: float, on_bad: Callable[[BadClip], None] | None
 ) -> Iterator[ClipBatch]:
-    """Batches of exactly `batch` good clips from a worker's shard, through `iter_torch_batches`."""
+    """Batches of exactly `batch` good clips from a worker's shard, through `iter_torch_batches`.
+
+    What `cursor` has consumed is left out: the data set is built before the workers choose their checkpoint, and
+    another one may have come in between.
+    """
+    ahead = frozenset(cursor.ahead)
     quarantine = Quarantine(max_bad_fraction, on_bad)
     good: list[Sample] = []
-    refused: list[int] = []
+    refused: list[BadClip] = []
     for rows in shard.iter_torch_batches(batch_size=batch, prefetch_batches=2, collate_fn=_Rows()):
         for found in rows:
+            if found.position < cursor.low or found.position in ahead:
+                continue
             if quarantine.passed(found):
                 good.append(found)
             else:
-                refused.append(found.position)
+                refused.append(found)
         while len(good) >= batch:
-            yield collate(good[:batch], tuple(refused))
+            yield collate(good[:batch], refused)
             good, refused = good[batch:], []
     raise LawmError(
         f"the data set ended early: {quarantine.bad} of {quarantine.good + quarantine.bad} clips were refused; "
