@@ -26,7 +26,9 @@ from lawm.config import LawmError
 
 S3 = "s3://"
 _READ_AHEAD = 1 << 20
-"""Bytes fetched by one ranged request of a buffered S3 file."""
+"""Bytes fetched by one ranged request of a buffered S3 file, at least."""
+_RANGES_HELD = 4
+"""Such ranges that an open S3 file keeps."""
 _WHOLE = 8 << 20
 """Up to this size a video is fetched by one request."""
 _ATTEMPTS = 6
@@ -308,19 +310,31 @@ class _Window(io.RawIOBase):
 
 
 class _S3Window(_Window):
-    """`total` (the object's size) and `version` are known from the first answer on, where they were not before."""
+    """Keeps the last ranges that it has fetched: a reader of containers goes to and fro, and a BufferedReader forgets
+    what it holds when it does. `total` (the object's size) and `version` are known from the first answer on, where
+    they were not before."""
 
     def __init__(self, uri: str, offset: int, size: int, version: int | None = None) -> None:
         super().__init__(uri, offset, size)
         self.version = version
         self.total: int | None = None
+        self._held: list[tuple[int, bytes]] = []
 
     def _fill(self, buffer: memoryview, offset: int) -> int:
-        data, total, version = _get(self.name, offset, len(buffer), self.version)
-        self.version = version if self.version is None else self.version
-        self.total = total if self.total is None else self.total
-        buffer[: len(data)] = data
-        return len(data)
+        for start, data in self._held:
+            if start <= offset < start + len(data):
+                break
+        else:
+            least = self._size if self._size <= _WHOLE else _READ_AHEAD
+            want = min(max(len(buffer), least), self._offset + self._size - offset)
+            start, (data, total, version) = offset, _get(self.name, offset, want, self.version)
+            self.version = version if self.version is None else self.version
+            self.total = total if self.total is None else self.total
+            if len(data) <= _WHOLE:
+                self._held = [(start, data), *self._held[: _RANGES_HELD - 1]]
+        found = data[offset - start : offset - start + len(buffer)]
+        buffer[: len(found)] = found
+        return len(found)
 
 
 class _LocalWindow(_Window):
@@ -358,7 +372,7 @@ def open_file(uri: str, offset: int = 0, size: int | None = None) -> BinaryIO:
         there, etag = _head(uri)
         length = max(0, there - offset)
         raw: io.RawIOBase = _S3Window(uri, offset, length if size is None else min(size, length), _version(etag))
-        return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
+        return cast(BinaryIO, io.BufferedReader(raw, 1 << 16))
     path = _local(uri)
     with _local_errors(uri):
         if offset == 0 and size is None:
@@ -381,7 +395,7 @@ def open_part(uri: str, offset: int, size: int, version: int | None = None) -> P
     all of it up to 8 MiB. Raises NotFoundError; ReplacedError, now or later, where it is not of that `version`;
     StorageError."""
     raw = _S3Window(uri, offset, size, version)
-    file = io.BufferedReader(raw, size if 0 < size <= _WHOLE else _READ_AHEAD)
+    file = io.BufferedReader(raw, 1 << 16)
     file.peek(1)
     total = _head(uri)[0] if raw.total is None else raw.total
     return Part(cast(BinaryIO, file), min(size, max(0, total - offset)), raw.version)

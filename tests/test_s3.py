@@ -131,11 +131,11 @@ def test_connections_are_used_again(proxy: FaultProxy) -> None:
 
 def test_an_object_replaced_while_it_is_read_is_said(signed: str) -> None:
     uri = "s3://bucket/changing"
-    storage.write_bytes(uri, DATA)
+    storage.write_bytes(uri, DATA * 4)  # so large that it is not read at once
     with storage.open_file(uri) as file:
         assert file.read(10) == DATA[:10]
         time.sleep(1.1)  # servers that have no hash of an object make the ETag of its time
-        storage.write_bytes(uri, DATA[::-1])
+        storage.write_bytes(uri, DATA[::-1] * 4)
         file.seek(2 << 20)
         with pytest.raises(StorageError, match="was replaced since it was indexed or opened; index again"):
             file.read(10)
