@@ -326,18 +326,24 @@ def open_file(uri: str, offset: int = 0, size: int | None = None) -> BinaryIO:
 
     Raises NotFoundError, StorageError.
     """
+    return open_sized(uri, offset, size)[0]
+
+
+def open_sized(uri: str, offset: int = 0, size: int | None = None) -> tuple[BinaryIO, int]:
+    """`open_file`, and the size of the whole of `uri`: S3 says both in one answer."""
     if is_s3(uri):
         there, etag = _head(uri)
         length = max(0, there - offset)
         raw: io.RawIOBase = _S3Window(uri, offset, length if size is None else min(size, length), etag)
-        return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
+        return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD)), there
     path = _local(uri)
     with _local_errors(uri):
+        there = os.stat(path).st_size
         if offset == 0 and size is None:
-            return open(path, "rb")
-        length = max(0, os.stat(path).st_size - offset)
+            return open(path, "rb"), there
+        length = max(0, there - offset)
         raw = _LocalWindow(path, offset, length if size is None else min(size, length))
-        return cast(BinaryIO, io.BufferedReader(raw, 1 << 16))
+        return cast(BinaryIO, io.BufferedReader(raw, 1 << 16)), there
 
 
 def size_of(uri: str) -> int:

@@ -164,15 +164,19 @@ def _open(ref: VideoRef, limits: VideoLimits, deadline: float) -> Iterator[_Vide
     with contextlib.ExitStack() as stack:
         head = b""
         try:
-            there = storage.size_of(ref.source) - ref.offset
+            if remote := storage.is_s3(ref.source):
+                file, whole = storage.open_sized(ref.source, ref.offset, ref.size)
+                stack.enter_context(file)
+            else:
+                whole = storage.size_of(ref.source)
+            there = whole - ref.offset
             if min(ref.size, there) <= 0:
                 raise VideoError("empty", where, "0 bytes")
             if there < ref.size:
                 raise VideoError("truncated", where, f"{there} of {ref.size} bytes are there")
             if ref.size > limits.max_bytes:
                 raise VideoError("too_large", where, f"{ref.size} bytes, the limit is {limits.max_bytes}")
-            if storage.is_s3(ref.source):
-                file = stack.enter_context(storage.open_file(ref.source, ref.offset, ref.size))
+            if remote:
                 head = file.read(12)
                 file.seek(0)
                 target: Any = _TimedFile(file, deadline)

@@ -10,9 +10,9 @@ import boto3
 import numpy as np
 import pytest
 from made_videos import LIMITS, number_of, write_video
-from s3_servers import KEY, SECRET, FaultProxy, rclone
 from small_runs import tiny_with
 
+from benchmarks._servers import KEY, SECRET, FaultProxy, rclone
 from lawm import storage
 from lawm.checkpoint import load_checkpoint
 from lawm.config import ClipSpec, LawmError

@@ -28,6 +28,7 @@ from ray._private.state import state as ray_state
 from ray._private.utils import get_num_cpus
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lawm.config import ClusterConfig, LawmError
 
@@ -316,6 +317,19 @@ class Need:
 def label_selector(cluster: ClusterConfig, role: str) -> dict[str, str]:
     """The `label_selector` of tasks, actors and bundles of that role; empty unless `cluster.use_labels`."""
     return {ROLE_LABEL: role} if cluster.use_labels else {}
+
+
+def on_this_node() -> dict[str, Any]:
+    """Options of an actor that has to live as long as its caller: else Ray may put it on a node that goes first."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"scheduling_strategy": here}
+
+
+def decode_slots(cluster: ClusterConfig) -> int:
+    """How many decode tasks the cluster can run at once, now."""
+    role = label_selector(cluster, DECODE).get(ROLE_LABEL)
+    nodes = [node for node in ray.nodes() if node["Alive"] and (role is None or node["Labels"].get(ROLE_LABEL) == role)]
+    return max(1, sum(int(node["Resources"].get("CPU", 0.0) / cluster.decode_cpus) for node in nodes))
 
 
 def check_resources(needs: Sequence[Need], cluster: ClusterConfig) -> None:
