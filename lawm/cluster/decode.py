@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import Datasource, ReadTask
-from ray.data.block import BlockMetadata
 
 from lawm.clips import BadClip, Part, Reader, Sample, open_reader, parts_of
 from lawm.config import Config
@@ -44,35 +42,8 @@ class Table:
         return isinstance(other, Table) and self.parts == other.parts
 
 
-class Ids(Datasource):
-    """Row ids 0, 1, ... `rows`-1, `each` of them a task.
-
-    Not `ray.data.range`: that takes neither CPUs nor labels, and a read that differs from the map that follows in these
-    is not joined with it but runs as tasks of its own, on any node, and has CPUs put aside for it.
-    """
-
-    def __init__(self, rows: int, each: int) -> None:
-        self._starts = range(0, rows, each)
-
-    @property
-    def tasks(self) -> int:
-        return len(self._starts)
-
-    def estimate_inmemory_data_size(self) -> int:
-        return 8 * self._starts.stop
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        found = []
-        for start in self._starts:
-            stop = min(start + self._starts.step, self._starts.stop)
-            about = BlockMetadata(num_rows=stop - start, size_bytes=8 * (stop - start), exec_stats=None)
-            found.append(ReadTask(functools.partial(_ids, start, stop), about))
-        return found
-
-
-def _ids(start: int, stop: int) -> Iterator[pa.Table]:
+def read_ids(start: int, stop: int) -> Iterator[pa.Table]:
+    """Row ids, in the task that decodes them."""
     yield pa.table({"id": np.arange(start, stop)})
 
 

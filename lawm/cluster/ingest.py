@@ -6,16 +6,18 @@ positions from which those that the cursor names are left out, built anew at eve
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
-from ray.data import DataContext, Dataset
+from ray.data import DataContext, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
 from ray.data.collate_fn import NumpyBatchCollateFn
 
 from lawm.batches import collate
 from lawm.clips import LEAST_BAD, BadClip, Quarantine, Sample, open_reader
-from lawm.cluster.decode import CLIPS_PER_BLOCK, Ids, Table, decode_rows
+from lawm.cluster.decode import CLIPS_PER_BLOCK, Table, decode_rows, read_ids
 from lawm.cluster.session import DECODE, decode_slots, label_selector
 from lawm.config import ClusterConfig, Config, LawmError
 from lawm.objective import ClipBatch
@@ -50,7 +52,7 @@ def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: I
     clip = config.data.clip
     clip_bytes = clip.frames * 3 * clip.size**2
     each = min(TASK_BYTES // clip_bytes, rows // (TASKS_A_SLOT * decode_slots(config.cluster)))
-    ids = Ids(rows, max(each, CLIPS_PER_BLOCK, math.ceil(rows / MOST_TASKS)))
+    ids = _Ids(rows, max(each, CLIPS_PER_BLOCK, math.ceil(rows / MOST_TASKS)))
     context = DataContext.get_current()
     context.target_max_block_size = CLIPS_PER_BLOCK * clip_bytes  # or blocks are put together again, up to 128 MiB
     context.execution_options.preserve_order = keeps_order(config.cluster)
@@ -68,6 +70,34 @@ def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: I
         fn_kwargs=where | {"low": cursor.low, "ahead": tuple(cursor.ahead)},
         **remote,
     )
+
+
+class _Ids(Datasource):
+    """Row ids 0, 1, ... `rows`-1, `each` of them a task.
+
+    Not `ray.data.range`: that takes neither CPUs nor labels, and a read that differs from the map that follows in these
+    is not joined with it but runs as tasks of its own, on any node, and has CPUs put aside for it.
+    """
+
+    def __init__(self, rows: int, each: int) -> None:
+        self._starts = range(0, rows, each)
+
+    @property
+    def tasks(self) -> int:
+        return len(self._starts)
+
+    def estimate_inmemory_data_size(self) -> int:
+        return 8 * self._starts.stop
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        found = []
+        for start in self._starts:
+            stop = min(start + self._starts.step, self._starts.stop)
+            about = BlockMetadata(num_rows=stop - start, size_bytes=8 * (stop - start), exec_stats=None)
+            found.append(ReadTask(partial(read_ids, start, stop), about))
+        return found
 
 
 def streamed_batches(
