@@ -23,7 +23,8 @@ STORE_BYTES = 128 << 20
 class Nodes:
     """A head that is labelled as a train node, and decode nodes that come and go.
 
-    `environment` is what a process needs to work on it: RAY_ADDRESS, the token, and what keeps Ray to loopback.
+    `environment` is what a process needs to work on it, before it imports ray: RAY_ADDRESS, the token, and what keeps
+    Ray to loopback. Nothing here imports ray but the process that holds the nodes.
     """
 
     def __init__(self, train_cpus: int = 2, dashboard: bool = False, system: dict[str, Any] | None = None) -> None:
@@ -32,8 +33,6 @@ class Nodes:
         self._first = {"dashboard": dashboard, "system": system}
 
     def __enter__(self) -> "Nodes":
-        from lawm.cluster.session import TRAIN
-
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -51,7 +50,7 @@ class Nodes:
             text=True,
         )
         try:
-            self.head = self.add(TRAIN, self._train_cpus)
+            self.head = self.add("train", self._train_cpus)
             about = self._ask("about")
         except BaseException:
             self.close()
@@ -136,7 +135,7 @@ def serve(lines: Sequence[str] | Any, answers: Any) -> None:
                 kept = ("name", "type", "node_id", "state", "label_selector")
                 answer["tasks"] = [{name: getattr(task, name) for name in kept} for task in found]
             else:
-                answer = {"address": cluster.address, "dashboard": cluster.head_node.webui_url or None}
+                answer = {"address": cluster.address, "dashboard": cluster.webui_url or None}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
     finally:

@@ -392,8 +392,9 @@ def _describe_node(node: Mapping[str, Any], labels: bool) -> str:
 # ---------------------------------------------------------------- the object store
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes over all nodes. `peak` is the largest of samples taken every half second."""
+    """Bytes over all nodes: in use now, and the largest of samples taken every half second."""
 
+    used_store_bytes: int
     peak_store_bytes: int
     store_bytes: int
     spilled_bytes: int
@@ -421,7 +422,7 @@ class _StoreMonitor:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="lawm-store-monitor", daemon=True)
-        self._peak = self._capacity = self._spilled = 0
+        self._used = self._peak = self._capacity = self._spilled = 0
         self._spilled_before: int | None = None
 
     def start(self) -> None:
@@ -434,7 +435,7 @@ class _StoreMonitor:
 
     def report(self) -> MemoryReport:
         self._sample()
-        return MemoryReport(self._peak, self._capacity, self._spilled - (self._spilled_before or 0))
+        return MemoryReport(self._used, self._peak, self._capacity, self._spilled - (self._spilled_before or 0))
 
     def _run(self) -> None:
         while not self._stop.wait(self.PERIOD_S):
@@ -447,7 +448,8 @@ class _StoreMonitor:
             # A busy or dying raylet misses a sample; a figure for people must not end a run.
             return
         with self._lock:
-            self._peak = max(self._peak, stats.object_store_bytes_used)
+            self._used = stats.object_store_bytes_used
+            self._peak = max(self._peak, self._used)
             self._capacity = stats.object_store_bytes_avail
             self._spilled = max(self._spilled, stats.spilled_bytes_total)
             if self._spilled_before is None:
