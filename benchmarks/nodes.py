@@ -110,8 +110,14 @@ def lone_rate(config: Config, clips: int) -> float:
     return clips / (time.perf_counter() - began)
 
 
-def growth(counts: list[int], seconds: float) -> dict[str, Any]:
-    """Rates with each number of decode nodes, free and limited by the trainer."""
+def trained(config: Config, expected: float, seconds: float, folder: Path, step_s: float) -> float:
+    """Clips/s of all training workers together, over about `seconds` if it is as `expected`."""
+    clips = max(BATCH * 4, math.ceil(expected * seconds / WORKERS))
+    return through_ray(config, clips, clips // 4, folder, step_s, BATCH).rate * WORKERS
+
+
+def growth(counts: list[int], seconds: float, quick: bool) -> dict[str, Any]:
+    """Rates with each number of decode nodes, free and limited by the trainer (`quick`: that with the most only)."""
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name, far_videos(Path(name)), Nodes(train_cpus=WORKERS) as nodes:
         os.environ |= nodes.environment
@@ -131,21 +137,21 @@ def growth(counts: list[int], seconds: float) -> dict[str, Any]:
                     slot = lone_rate(config, 12)
                     limit = slot * SLOTS * counts[-1] * 0.4  # so that some counts are below it, and some above
                     step_s = WORKERS * BATCH / limit
-                    print(f"one process: {slot:.2f} clips/s ({1 / slot:.2f} s a clip); trainer's limit: {limit:.1f}")
+                    print(f"one process alone: {slot:.2f} clips/s; what the trainer takes: {limit:.1f}", flush=True)
                 wake(count * SLOTS)
                 wanted = slot * SLOTS * count
-                rate = {}
-                for kind, pause, target in (("free", 0.0, wanted), ("limited", step_s, min(wanted, limit))):
-                    clips = max(BATCH * 4, math.ceil(target * seconds / WORKERS))  # of each training worker
-                    found = through_ray(config, clips, clips // 4, folder, pause, BATCH)
-                    rate[kind] = found.rate * WORKERS
-                rows.append({"nodes": count, "slots": count * SLOTS, "wanted": wanted, **rate})
-                least = min(wanted, limit)
-                print(
-                    f"{count} decode nodes: free {rate['free']:.1f} clips/s, {rate['free'] / wanted:.2f} of as many "
-                    f"lone processes; limited {rate['limited']:.1f}, {rate['limited'] / least:.2f} of "
-                    f"{'what the trainer takes' if least == limit else 'them'}"
+                row = {"nodes": count, "slots": count * SLOTS}
+                row["free"] = trained(config, wanted, seconds, folder, 0.0)
+                said = (
+                    f"{count} decode nodes: {row['free']:.1f} clips/s, {row['free'] / wanted:.2f} of as many processes"
                 )
+                if not quick or count == counts[-1]:
+                    least = min(wanted, limit)
+                    row["limited"] = trained(config, least, seconds, folder, step_s)
+                    of = "what the trainer takes" if least == limit else "as many processes"
+                    said += f"; limited {row['limited']:.1f}, {row['limited'] / least:.2f} of {of}"
+                print(said, flush=True)
+                rows.append(row)
     first, last = rows[0], rows[-1]
     return {
         "speedup": round(last["free"] / first["free"], 2),
@@ -261,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.model:
         finish("nodes_model", model(args), PACKAGES, used)
         return 0
-    figures = growth([1, 4] if args.quick else [1, 2, 4, 8], 5.0 if args.quick else 20.0)
+    figures = growth([1, 4] if args.quick else [1, 2, 4, 8], 5.0 if args.quick else 20.0, args.quick)
     finish("nodes", figures, PACKAGES, used)
     return 0
 

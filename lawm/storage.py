@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 S3 = "s3://"
 _READ_AHEAD = 1 << 20
-"""Bytes fetched by one ranged request of a buffered S3 file."""
+"""Bytes fetched by one ranged request of a buffered S3 file, at least."""
+_RANGES_HELD = 4
+"""Such ranges that an open S3 file keeps."""
 _ATTEMPTS = 6
 """How often a request is made before it fails: with waits that double, about half a minute."""
 _ONE_PUT = 64 << 20
@@ -285,14 +287,25 @@ class _Window(io.RawIOBase):
 
 
 class _S3Window(_Window):
+    """Keeps the last ranges that it has fetched: a reader of containers goes to and fro, and a BufferedReader forgets
+    what it holds when it does."""
+
     def __init__(self, uri: str, offset: int, size: int, etag: str) -> None:
         super().__init__(uri, offset, size)
         self._etag = etag
+        self._held: list[tuple[int, bytes]] = []
 
     def _fill(self, buffer: memoryview, offset: int) -> int:
-        data = _get(self.name, offset, len(buffer), self._etag)
-        buffer[: len(data)] = data
-        return len(data)
+        for start, data in self._held:
+            if start <= offset < start + len(data):
+                break
+        else:
+            want = min(max(len(buffer), _READ_AHEAD), self._offset + self._size - offset)
+            start, data = offset, _get(self.name, offset, want, self._etag)
+            self._held = [(start, data), *self._held[: _RANGES_HELD - 1]]
+        found = data[offset - start : offset - start + len(buffer)]
+        buffer[: len(found)] = found
+        return len(found)
 
 
 class _LocalWindow(_Window):
@@ -335,7 +348,7 @@ def open_sized(uri: str, offset: int = 0, size: int | None = None) -> tuple[Bina
         there, etag = _head(uri)
         length = max(0, there - offset)
         raw: io.RawIOBase = _S3Window(uri, offset, length if size is None else min(size, length), etag)
-        return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD)), there
+        return cast(BinaryIO, io.BufferedReader(raw, 1 << 16)), there
     path = _local(uri)
     with _local_errors(uri):
         there = os.stat(path).st_size

@@ -106,6 +106,19 @@ def test_a_network_that_stays_bad_is_said_in_time(proxy: FaultProxy, monkeypatch
     assert "\n" not in str(caught.value) and 40 < len(proxy.faults) < 50
 
 
+def test_a_small_video_is_asked_for_twice(proxy: FaultProxy, server: tuple[str, Path]) -> None:
+    """Once for its size, once for its bytes, however a container is read to and fro."""
+    path = server[1] / "bucket/small.mp4"
+    write_video(path, 150, gop=5, options={"crf": "5"})
+    assert 1 << 16 < path.stat().st_size < 1 << 20
+    (ref,) = list_videos(["s3://bucket/small.mp4"])
+    before = len(proxy.requests)
+    clip = decode_clip(ref, 2.0, CLIP, LIMITS)
+    assert [number_of(frame) for frame in clip.frames_FCHW] == [60, 67, 75, 82]
+    kinds = [request.split(b" ", 1)[0] for request in proxy.requests[before:]]
+    assert kinds == [b"HEAD", b"GET"]
+
+
 def test_a_slow_network_is_waited_for(proxy: FaultProxy) -> None:
     storage.write_bytes("s3://bucket/small", DATA[:30_000])
     proxy.faults += [("slow", 10_000)]  # three seconds, twice the time-out, but never silent for long
