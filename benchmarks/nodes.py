@@ -140,7 +140,7 @@ def growth(counts: list[int], seconds: float, quick: bool) -> dict[str, Any]:
                     print(f"one process alone: {slot:.2f} clips/s; what the trainer takes: {limit:.1f}", flush=True)
                 wake(count * SLOTS)
                 wanted = slot * SLOTS * count
-                row = {"nodes": count, "slots": count * SLOTS}
+                row: dict[str, float] = {"nodes": count, "slots": count * SLOTS}
                 row["free"] = trained(config, wanted, seconds, folder, 0.0)
                 said = (
                     f"{count} decode nodes: {row['free']:.1f} clips/s, {row['free'] / wanted:.2f} of as many processes"
@@ -148,7 +148,7 @@ def growth(counts: list[int], seconds: float, quick: bool) -> dict[str, Any]:
                 if not quick or count == counts[-1]:
                     least = min(wanted, limit)
                     row["limited"] = trained(config, least, seconds, folder, step_s)
-                    of = "what the trainer takes" if least == limit else "as many processes"
+                    of = "what the trainer takes" if least == limit else "lone processes"
                     said += f"; limited {row['limited']:.1f}, {row['limited'] / least:.2f} of {of}"
                 print(said, flush=True)
                 rows.append(row)
