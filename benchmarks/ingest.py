@@ -5,22 +5,33 @@ Ray: index -> Ray Data -> decode tasks -> `iter_torch_batches` in a TorchTrainer
 the batches. Both are timed from the first batch on, alternately, several times. Also measured: the peak
 memory of all processes together, the object store's peak, and bytes spilled.
 
-    python -m benchmarks.ingest [--quick]
+Whether memory stays flat (`--memory`: that alone): 10,000 clips of 16 frames at 96 x 96 from small files, all processes
+and the object store sampled every second, in MiB over clips. A process counts with its own pages (Pss_Anon): pages of
+files are shared with whatever else runs on the machine, and those of the object store, which Ray keeps once it has
+touched them, count there. Growth is the mean over the last fifth of the clips less that over the second fifth.
+
+    python -m benchmarks.ingest [--quick] [--memory] [--plot docs/ingest_memory.png]
 """
 
+import json
 import multiprocessing
 import os
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks._common import finish, machine, parser, spread
 from benchmarks.decode import write_film
-from lawm.config import ClipSpec, ClusterConfig, Config, DataConfig, PixelsEncoder, TrainConfig
+from lawm.config import ClipSpec, ClusterConfig, Config, DataConfig, PixelsEncoder, TrainConfig, override
 
 BATCH = 8
+PACKAGES = ("lawm", "ray", "av", "torch")
 WARM = 128
 """Clips before the clock starts: every decode process has started and ended a task."""
 
@@ -64,54 +75,91 @@ def bare_rate(config: Config, cores: int, clips: int) -> float:
     return clips / max(results.get() for _ in workers)
 
 
+@dataclass(frozen=True)
+class Drained:
+    """What a training worker noted: clips/s after the first `warm`, seconds to the first batch, and when it had how
+    many clips (seconds of the system's clock)."""
+
+    rate: float
+    first_s: float
+    times: list[float]
+    counts: list[int]
+
+
 def drain(loop: dict[str, Any]) -> None:
-    """A training worker that takes `clips` clips and notes the rate after the first batches."""
+    """A training worker that takes `clips` clips after `warm` others, `step_s` seconds a batch at least, as if a GPU
+    were at work while the processor is free; rank 0 leaves a Drained in the file `note`."""
     import ray.train
 
     from lawm.cluster.ingest import streamed_batches
-
-    config, clips = loop["config"], loop["clips"]
     from lawm.sampling import Cursor
 
-    taken, began, first_after = 0, 0.0, time.perf_counter()
-    for batch in streamed_batches(ray.train.get_dataset_shard("clips"), BATCH, Cursor(), 0.5, None):
-        if taken == 0:
-            first_after = time.perf_counter() - first_after
-        taken += len(batch)
-        if taken == loop["warm"]:
-            began = time.perf_counter()
-        if taken >= clips + loop["warm"]:
+    clips, warm, batch = loop["clips"], loop["warm"], loop["batch"]
+    started = time.time()
+    times, counts = [], []
+    taken, began, due = 0, 0.0, 0.0
+    for found in streamed_batches(ray.train.get_dataset_shard("clips"), batch, Cursor(), 0.5, None):
+        time.sleep(max(0.0, due - time.time()))
+        due = time.time() + loop["step_s"]
+        taken += len(found)
+        times.append(time.time())
+        counts.append(taken)
+        if began == 0.0 and taken >= warm:
+            began, warm = times[-1], taken
+        if taken >= clips + warm:
             break
-    rate = clips / (time.perf_counter() - began)
-    Path(loop["note"]).write_text(f"{rate} {first_after}")
-    assert config.train.batch == BATCH
+    if ray.train.get_context().get_world_rank() == 0:
+        rate = (taken - warm) / (times[-1] - began)
+        Path(loop["note"]).write_text(json.dumps([rate, times[0] - started, times, counts]))
 
 
-def ray_rate(config: Config, clips: int, warm: int, folder: Path) -> tuple[float, float]:
-    """(clips/s in a TorchTrainer worker, seconds to its first batch)."""
-    from ray.train import RunConfig, ScalingConfig
+def through_ray(
+    config: Config, clips: int, warm: int, folder: Path, step_s: float = 0.0, batch: int = BATCH
+) -> Drained:
+    """What rank 0 of the config's training workers gets through Ray Data: `clips` clips, `batch` at once."""
+    from ray.train import RunConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import ScalingConfig
 
     from lawm.cluster.ingest import clip_dataset
+    from lawm.cluster.session import TRAIN, label_selector
     from lawm.sampling import Cursor
 
-    note = folder / "rate"
+    note, workers = folder / "drained", config.cluster.workers
     TorchTrainer(
         drain,
-        train_loop_config={"config": config, "clips": clips, "warm": warm, "note": str(note)},
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": config.cluster.cpus_per_worker}),
+        train_loop_config={"clips": clips, "warm": warm, "note": str(note), "step_s": step_s, "batch": batch},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            resources_per_worker={"CPU": config.cluster.cpus_per_worker},
+            label_selector=label_selector(config.cluster, TRAIN) or None,
+        ),
         run_config=RunConfig(storage_path=str(folder / "runs")),
-        datasets={"clips": lambda: clip_dataset(config, "latent_action", Cursor(), 2 * (clips + warm))},
+        datasets={"clips": lambda: clip_dataset(config, "latent_action", Cursor(), 2 * workers * (clips + warm))},
     ).fit()
-    rate, first = note.read_text().split()
-    return float(rate), float(first)
+    return Drained(*json.loads(note.read_text()))
+
+
+@dataclass(frozen=True)
+class Look:
+    """Memory at one moment, MiB: own pages of the kinds of processes, and what is in use of the object store."""
+
+    at: float
+    own: dict[str, float]
+    store: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.own.values())
 
 
 class MemoryWatch:
-    """Peak of the resident memory of this process and all below it, in MiB (shared pages counted once, by PSS)."""
+    """Looks every `period_s` at this process and all below it. `peak`: of their Pss, files and store included."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: Any, period_s: float = 4.0) -> None:
         self.peak = 0.0
+        self.looks: list[Look] = []
+        self._session, self._period_s = session, period_s
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -124,8 +172,31 @@ class MemoryWatch:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._done.wait(4.0):  # a look costs tens of milliseconds
-            self.peak = max(self.peak, sum(map(pss_mib, family(os.getpid()))))
+        while not self._done.wait(self._period_s):  # a look costs tens of milliseconds
+            own: dict[str, float] = {}
+            everything = 0.0
+            for pid in family(os.getpid()):
+                mine, all_of_it = memory_mib(pid)
+                own[kind_of(pid)] = own.get(kind_of(pid), 0.0) + mine
+                everything += all_of_it
+            look = Look(time.time(), own, self._session.memory_report().used_store_bytes / 2**20)
+            self.looks.append(look)
+            self.peak = max(self.peak, everything)
+
+
+def kind_of(pid: int) -> str:
+    """What a process of a local Ray is for."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return "ended"
+    if pid == os.getpid():
+        return "driver"
+    if "ray::" not in line:
+        return "Ray's servers"
+    if "RayTrainWorker" in line:
+        return "training worker"
+    return "decode workers" if "MapBatches" in line or "ray::IDLE" in line else "Ray's actors"
 
 
 def family(root: int) -> list[int]:
@@ -145,44 +216,109 @@ def family(root: int) -> list[int]:
     return found
 
 
-def pss_mib(pid: int) -> float:
-    """Proportional resident memory of a process; 0 where it has ended."""
+def memory_mib(pid: int) -> tuple[float, float]:
+    """(Pages of its own, Pss) of a process; Pss has its share of common pages as well. 0 where it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+        return 0.0, 0.0
+    found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines[1:]}
+    return found["Pss_Anon"], found["Pss"]
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__).parse_args(argv)
-    rounds, clips, films = (1, 128, 1) if args.quick else (3, 640, 12)
+@dataclass(frozen=True)
+class MemoryRun:
+    """Looks at a run of `clips` clips, and how many clips it had had at each."""
+
+    clips: int
+    rate: float
+    looks: list[Look]
+    taken: list[float]
+
+    def growth(self, of: Callable[[Look], float]) -> float:
+        """Mean over the last fifth of the clips less that over the second."""
+        share = np.array(self.taken) / self.clips
+        values = np.array([of(look) for look in self.looks])
+        second, last = (share >= 0.2) & (share < 0.4), share >= 0.8
+        if not second.any() or not last.any():
+            raise RuntimeError("the run was too short for its memory to be looked at; give it more clips")
+        return float(values[last].mean() - values[second].mean())
+
+    def growth_of(self, kind: str) -> float:
+        return self.growth(lambda look: look.own.get(kind, 0.0))
+
+    def figures(self) -> dict[str, Any]:
+        kinds = sorted({kind for look in self.looks for kind in look.own} - {"ended"})
+        return {
+            "rss_growth_mib": round(self.growth(lambda look: look.total), 1),
+            "store_growth_mib": round(self.growth(lambda look: look.store), 1),
+            "rss_mib": round(float(np.median([look.total for look in self.looks]))),
+            "store_mib": round(float(np.median([look.store for look in self.looks])), 1),
+            "rss_growth_mib_of": {k: round(self.growth_of(k), 1) for k in kinds},
+            "clips": self.clips,
+            "clips_per_second": round(self.rate, 1),
+        }
+
+
+def memory_run(folder: Path, cores: int, clips: int) -> MemoryRun:
+    """Streams `clips` small clips into a training worker and looks at the memory meanwhile."""
     from lawm.cluster.index import build_index
     from lawm.cluster.session import start
 
-    used = machine()
-    cores = used["cores"]
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "films").mkdir()
-        for i in range(films):
-            write_film(folder / "films" / f"{i:03d}.mp4", 640, 360, 600, 30)
-        config = settings(str(folder / "index.parquet"), cores)
-        bare, through, first = [], [], []
-        with start(config.cluster, num_cpus=cores + 1) as session, MemoryWatch() as memory:
-            build_index([str(folder / "films")], str(folder / "index.parquet"), config)
-            for turn in range(rounds):
-                bare.append(bare_rate(config, cores, clips))
-                rate, seconds = ray_rate(config, clips, WARM, folder)
-                through.append(rate)
-                first.append(seconds)
-                print(f"round {turn + 1}: bare {bare[-1]:.1f} clips/s, Ray {rate:.1f}, first batch {seconds:.1f} s")
-            store = session.memory_report()
+    (folder / "small").mkdir()
+    for i in range(8):
+        write_film(folder / "small" / f"{i}.mp4", 160, 120, 300, 30)
+    index = str(folder / "small.parquet")
+    config = override(settings(index, cores), "data.clip.size", 96)
+    with start(config.cluster, num_cpus=cores + 1) as session, MemoryWatch(session, 1.0) as memory:
+        build_index([str(folder / "small")], index, config)
+        found = through_ray(config, clips, 0, folder)
+    looks = [look for look in memory.looks if found.times[0] <= look.at <= found.times[-1]]
+    taken = np.interp([look.at for look in looks], found.times, found.counts)
+    return MemoryRun(found.counts[-1], found.rate, looks, taken.tolist())
+
+
+def draw(run: MemoryRun, path: Path) -> None:
+    """A picture of the run: own memory of the kinds of processes, stacked, and the object store."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    last = run.looks[-1].own
+    kinds = sorted({k for look in run.looks for k in look.own}, key=lambda k: -last.get(k, 0.0))
+    axes.stackplot(run.taken, [[look.own.get(k, 0.0) for look in run.looks] for k in kinds], labels=kinds, alpha=0.8)
+    axes.plot(run.taken, [look.store for look in run.looks], color="black", label="object store, in use")
+    axes.set(xlabel="clips that have reached the training worker", ylabel="MiB", ylim=0, xlim=(0, run.clips))
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def rates(folder: Path, cores: int, rounds: int, clips: int, films: int) -> dict[str, Any]:
+    """Clips/s of bare decoding and through Ray, alternately."""
+    from lawm.cluster.index import build_index
+    from lawm.cluster.session import start
+
+    (folder / "films").mkdir()
+    for i in range(films):
+        write_film(folder / "films" / f"{i:03d}.mp4", 640, 360, 600, 30)
+    config = settings(str(folder / "index.parquet"), cores)
+    bare, through, first = [], [], []
+    with start(config.cluster, num_cpus=cores + 1) as session, MemoryWatch(session) as memory:
+        build_index([str(folder / "films")], str(folder / "index.parquet"), config)
+        for turn in range(rounds):
+            bare.append(bare_rate(config, cores, clips))
+            found = through_ray(config, clips, WARM, folder)
+            through.append(found.rate)
+            first.append(found.first_s)
+            said = f"round {turn + 1}: bare {bare[-1]:.1f} clips/s, Ray {found.rate:.1f}"
+            print(f"{said}, first batch {found.first_s:.1f} s")
+        store = session.memory_report()
     print(store)
-    figures = {
-        "vs_bare_decode": spread([t / b for t, b in zip(through, bare, strict=True)])["median"],
-        "vs_bare_decode_spread": spread([t / b for t, b in zip(through, bare, strict=True)]),
+    ratio = spread([t / b for t, b in zip(through, bare, strict=True)])
+    return {
+        "vs_bare_decode": ratio["median"],
+        "vs_bare_decode_spread": ratio,
         "bare_clips_per_second": spread(bare),
         "ray_clips_per_second": spread(through),
         "seconds_to_first_batch": spread(first),
@@ -192,7 +328,26 @@ def main(argv: list[str] | None = None) -> int:
         "clips": clips,
         "rounds": rounds,
     }
-    finish("ingest", figures, ("lawm", "ray", "av", "torch"), used)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__doc__)
+    options.add_argument("--memory", action="store_true", help="only whether memory stays flat over 10,000 clips")
+    options.add_argument("--plot", type=Path, metavar="PATH", help="draw memory over clips there (PNG or SVG)")
+    args = options.parse_args(argv)
+    used = machine()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if not args.memory:
+            figures = rates(folder, used["cores"], *((1, 128, 1) if args.quick else (3, 640, 12)))
+        run = memory_run(folder, used["cores"], 1500 if args.quick else 10_000)
+    found = run.figures()
+    print(f"memory over {run.clips} clips: {found}")
+    if args.plot:
+        draw(run, args.plot)
+    finish("ingest", figures | {"rss_growth_mib": found["rss_growth_mib"], "memory": found}, PACKAGES, used)
     return 0
 
 

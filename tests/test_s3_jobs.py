@@ -10,8 +10,8 @@ import boto3
 import pytest
 from data_sets import LENGTHS, droid_raw, lerobot, recon_folder
 from made_videos import write_video
-from s3_servers import KEY, SECRET, rclone
 
+from benchmarks._servers import KEY, SECRET, rclone
 from jobs.__main__ import main
 from lawm.cluster.session import Session
 from lawm.shards import read_index

@@ -16,9 +16,9 @@ import ray
 from ray import exceptions as ray_errors
 
 from lawm import storage
-from lawm.cluster.index import build_index, slots
+from lawm.cluster.index import build_index
 from lawm.cluster.prepare import claim
-from lawm.cluster.session import DECODE, label_selector
+from lawm.cluster.session import DECODE, decode_slots, label_selector
 from lawm.config import Config, LawmError
 from lawm.datasets.common import FRAMES_OFF, Batch, ReadSpec, Recording
 from lawm.datasets.layouts import layout
@@ -111,7 +111,7 @@ def _read_all(source: str, spec: ReadSpec, out: str, config: Config) -> Iterator
     try:
         for batch in layout(spec.kind).batches(source, spec):
             waiting.append((batch, remote.remote(batch, spec, out)))
-            if len(waiting) > slots(config.cluster) + 2:
+            if len(waiting) > decode_slots(config.cluster) + 2:
                 yield result()
         while waiting:
             yield result()

@@ -33,7 +33,7 @@ from lawm.checkpoint import (
 from lawm.clips import BadClip, open_reader
 from lawm.cluster.filesystem import arrow_filesystem
 from lawm.cluster.ingest import clip_dataset, keeps_order, streamed_batches
-from lawm.cluster.session import TRAIN, Need, check_resources, label_selector, watching
+from lawm.cluster.session import TRAIN, Need, check_resources, label_selector, on_this_node, watching
 from lawm.config import Config, LawmError
 from lawm.objective import ClipBatch, LatentActionObjective
 from lawm.population import (
@@ -177,7 +177,7 @@ def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, 
     _, loop = settings(config, kind)
     local_batch(loop, max(config.cluster.workers, 1))
     check_resources(needs(config, kind), config.cluster)
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = Board.options(**on_this_node()).remote()  # type: ignore[attr-defined]
     spec = RunSpec(configs, kind, runs, parent, board)
     starts = spec.starts()
     if not starts or (starts[0] and read_about(starts[0])["step"] >= loop.steps):

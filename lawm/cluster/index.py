@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lawm import storage
-from lawm.cluster.session import DECODE, ROLE_LABEL, Need, label_selector
+from lawm.cluster.session import DECODE, Need, decode_slots, label_selector
 from lawm.config import ClusterConfig, Config, LawmError, VideoLimits
 from lawm.shards import (
     INDEX_SCHEMA,
@@ -299,7 +299,7 @@ class _Work:
 
     def add(self, refs: list[VideoRef], part: str) -> None:
         """Starts a chunk, once there is room for it."""
-        while len(self._running) >= 2 * slots(self._cluster) + 2:
+        while len(self._running) >= 2 * decode_slots(self._cluster) + 2:
             self._collect()
         self._submit(_Chunk(refs, part, {}, len(refs)), 0, len(refs))
 
@@ -354,13 +354,6 @@ class _Work:
         chunk.left -= task.size
         if not chunk.left:
             self._parts.add(chunk.part, pa.concat_tables([chunk.pieces[start] for start in sorted(chunk.pieces)]))
-
-
-def slots(cluster: ClusterConfig) -> int:
-    """How many decode tasks the cluster can run at once, now."""
-    role = label_selector(cluster, DECODE).get(ROLE_LABEL)
-    nodes = [node for node in ray.nodes() if node["Alive"] and (role is None or node["Labels"].get(ROLE_LABEL) == role)]
-    return max(1, sum(int(node["Resources"].get("CPU", 0.0) / cluster.decode_cpus) for node in nodes))
 
 
 # ---------------------------------------------------------------- parts

@@ -6,26 +6,30 @@ positions from which those that the cursor names are left out, built anew at eve
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
-from ray.data import DataContext, Dataset
+from ray.data import DataContext, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
 from ray.data.collate_fn import NumpyBatchCollateFn
 
 from lawm.batches import collate
 from lawm.clips import LEAST_BAD, BadClip, Quarantine, Sample, open_reader
-from lawm.cluster.decode import CLIPS_PER_BLOCK, Table, decode_rows
-from lawm.cluster.session import DECODE, label_selector
+from lawm.cluster.decode import CLIPS_PER_BLOCK, Table, decode_rows, read_ids
+from lawm.cluster.session import DECODE, decode_slots, label_selector
 from lawm.config import ClusterConfig, Config, LawmError
 from lawm.objective import ClipBatch
 from lawm.sampling import Cursor
 from lawm.shards import Index
 
 TASK_BYTES = 192 << 20
-"""Pixels that one decode task yields, a block at a time. A core waits about 0.3 s between two tasks (Ray's
+"""Pixels that one decode task yields at most, a block at a time. A core waits about 0.3 s between two tasks (Ray's
 executor looks ten times a second), so a task has to take seconds; in the order of the plan, what later tasks
 have yielded waits in the object store, so it must not take minutes."""
+TASKS_A_SLOT = 3
+"""Tasks for each that the cluster runs at once, at least: many small clips are few bytes, and one task one core."""
 MOST_TASKS = 20_000
 """Tasks of one data set at most; a longer plan gets more clips a task."""
 
@@ -47,24 +51,53 @@ def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: I
     rows = math.ceil((clips + spare) / (1 - config.data.max_bad_fraction)) + CLIPS_PER_BLOCK
     clip = config.data.clip
     clip_bytes = clip.frames * 3 * clip.size**2
-    tasks = min(math.ceil(rows / max(TASK_BYTES // clip_bytes, CLIPS_PER_BLOCK)), MOST_TASKS)
+    each = min(TASK_BYTES // clip_bytes, rows // (TASKS_A_SLOT * decode_slots(config.cluster)))
+    ids = _Ids(rows, max(each, CLIPS_PER_BLOCK, math.ceil(rows / MOST_TASKS)))
     context = DataContext.get_current()
     context.target_max_block_size = CLIPS_PER_BLOCK * clip_bytes  # or blocks are put together again, up to 128 MiB
     context.execution_options.preserve_order = keeps_order(config.cluster)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    remote: dict[str, Any] = {"num_cpus": config.cluster.decode_cpus}
-    selector = label_selector(config.cluster, DECODE)
-    if selector:
-        remote["label_selector"] = selector
+    remote = {
+        "num_cpus": config.cluster.decode_cpus,
+        "label_selector": label_selector(config.cluster, DECODE) or None,
+    }
     where = {"config_json": config.model_dump_json(), "kind": kind, "table": table}
-    return ray.data.range(rows, override_num_blocks=tasks).map_batches(
-        decode_rows,  # type: ignore[arg-type]  # Ray's annotation knows no further arguments
+    return ray.data.read_datasource(ids, override_num_blocks=ids.tasks, **remote).map_batches(
+        decode_rows,
         batch_size=None,
         batch_format="numpy",
         fn_kwargs=where | {"low": cursor.low, "ahead": tuple(cursor.ahead)},
         **remote,
     )
+
+
+class _Ids(Datasource):
+    """Row ids 0, 1, ... `rows`-1, `each` of them a task.
+
+    Not `ray.data.range`: that takes neither CPUs nor labels, and a read that differs from the map that follows in these
+    is not joined with it but runs as tasks of its own, on any node, and has CPUs put aside for it.
+    """
+
+    def __init__(self, rows: int, each: int) -> None:
+        self._starts = range(0, rows, each)
+
+    @property
+    def tasks(self) -> int:
+        return len(self._starts)
+
+    def estimate_inmemory_data_size(self) -> int:
+        return 8 * self._starts.stop
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        found = []
+        for start in self._starts:
+            stop = min(start + self._starts.step, self._starts.stop)
+            about = BlockMetadata(num_rows=stop - start, size_bytes=8 * (stop - start), exec_stats=None)
+            found.append(ReadTask(partial(read_ids, start, stop), about))
+        return found
 
 
 def streamed_batches(

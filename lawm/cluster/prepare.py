@@ -16,8 +16,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from lawm import storage
-from lawm.cluster.index import slots
-from lawm.cluster.session import DECODE, Need, label_selector
+from lawm.cluster.session import DECODE, Need, decode_slots, label_selector
 from lawm.config import Config, LawmError, VideoLimits
 from lawm.prepare import PrepareSpec, Shard, prepare_shard, settings, shards, transcode
 from lawm.shards import INDEX_SCHEMA, read_index, ref_of, rows_to_table, write_index
@@ -84,7 +83,7 @@ def prepare(
     running: dict[ray.ObjectRef, _Attempt] = {}
     try:
         while todo or running:
-            while todo and len(running) < slots(config.cluster) + 2:
+            while todo and len(running) < decode_slots(config.cluster) + 2:
                 attempt = todo.pop(0)
                 rows = index.table.slice(attempt.shard.first, attempt.shard.count)
                 ref = remote.remote(rows, attempt.shard.name, out, clip.fps, spec, limits, attempt.crashed)

@@ -32,7 +32,7 @@ from lawm.cluster.filesystem import arrow_filesystem
 from lawm.cluster.fit import fit
 from lawm.cluster.fit import needs as training_needs
 from lawm.cluster.search_space import METRICS, Choice, Row, Space, with_parameters
-from lawm.cluster.session import Need, check_resources, explain, verbose, watching
+from lawm.cluster.session import Need, check_resources, explain, on_this_node, verbose, watching
 from lawm.cluster.session import _chain as causes
 from lawm.config import Config, LawmError, leaf_fields, parse_config
 from lawm.objective import ControllerObjective, LatentActionObjective
@@ -370,7 +370,7 @@ def _run_trials(ledger: Ledger, count: int, progress: Progress | None, dataset: 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not verbose():
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is said once, below
-    notes = Notes.remote()  # type: ignore[attr-defined]
+    notes = Notes.options(**on_this_node()).remote()  # type: ignore[attr-defined]
     job = Job(ledger.out, space, config, dataset, notes)
     filesystem, path = arrow_filesystem(join(ledger.out, "tune"))
     tuner = tune.Tuner(

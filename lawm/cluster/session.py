@@ -28,6 +28,7 @@ from ray._private.state import state as ray_state
 from ray._private.utils import get_num_cpus
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lawm.config import ClusterConfig, LawmError
 
@@ -320,6 +321,19 @@ def label_selector(cluster: ClusterConfig, role: str) -> dict[str, str]:
     return {ROLE_LABEL: role} if cluster.use_labels else {}
 
 
+def on_this_node() -> dict[str, Any]:
+    """Options of an actor that has to live as long as its caller: else Ray may put it on a node that goes first."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"scheduling_strategy": here}
+
+
+def decode_slots(cluster: ClusterConfig) -> int:
+    """How many decode tasks the cluster can run at once, now."""
+    role = label_selector(cluster, DECODE).get(ROLE_LABEL)
+    nodes = [node for node in ray.nodes() if node["Alive"] and (role is None or node["Labels"].get(ROLE_LABEL) == role)]
+    return max(1, sum(int(node["Resources"].get("CPU", 0.0) / cluster.decode_cpus) for node in nodes))
+
+
 def check_resources(needs: Sequence[Need], cluster: ClusterConfig) -> None:
     """Raises LawmError when the nodes cannot hold all of `needs` at once: what is asked, what there is, what to set.
 
@@ -380,8 +394,9 @@ def _describe_node(node: Mapping[str, Any], labels: bool) -> str:
 # ---------------------------------------------------------------- the object store
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes over all nodes. `peak` is the largest of samples taken every half second."""
+    """Bytes over all nodes: in use now, and the largest of samples taken every half second."""
 
+    used_store_bytes: int
     peak_store_bytes: int
     store_bytes: int
     spilled_bytes: int
@@ -409,7 +424,7 @@ class _StoreMonitor:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="lawm-store-monitor", daemon=True)
-        self._peak = self._capacity = self._spilled = 0
+        self._used = self._peak = self._capacity = self._spilled = 0
         self._spilled_before: int | None = None
 
     def start(self) -> None:
@@ -422,7 +437,7 @@ class _StoreMonitor:
 
     def report(self) -> MemoryReport:
         self._sample()
-        return MemoryReport(self._peak, self._capacity, self._spilled - (self._spilled_before or 0))
+        return MemoryReport(self._used, self._peak, self._capacity, self._spilled - (self._spilled_before or 0))
 
     def _run(self) -> None:
         while not self._stop.wait(self.PERIOD_S):
@@ -435,7 +450,8 @@ class _StoreMonitor:
             # A busy or dying raylet misses a sample; a figure for people must not end a run.
             return
         with self._lock:
-            self._peak = max(self._peak, stats.object_store_bytes_used)
+            self._used = stats.object_store_bytes_used
+            self._peak = max(self._peak, self._used)
             self._capacity = stats.object_store_bytes_avail
             self._spilled = max(self._spilled, stats.spilled_bytes_total)
             if self._spilled_before is None:

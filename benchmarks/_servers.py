@@ -1,4 +1,4 @@
-"""Real S3 servers on loopback for tests, and a proxy that makes the network between them bad."""
+"""A real S3 server on loopback, and a proxy that makes the network before it bad or far."""
 
 import os
 import select
@@ -54,13 +54,15 @@ class FaultProxy:
     """A TCP proxy before an S3 endpoint. `faults` are taken one for each request that arrives; none left: pass.
 
     A fault is ("cut", bytes of the answer after which the connection is reset), ("stall", bytes after which nothing
-    more comes), ("slow", bytes a second), ("busy", nothing): 503 SlowDown without asking the server.
+    more comes), ("slow", bytes a second), ("busy", nothing): 503 SlowDown without asking the server. Every request is
+    held back for `delay_s`, as if the server were that far away.
     """
 
     target: tuple[str, int]
     faults: list[tuple[str, int]] = field(default_factory=list)
     requests: list[bytes] = field(default_factory=list)
     connections: int = 0
+    delay_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -100,6 +102,7 @@ class FaultProxy:
                             self.requests.append(data)
                             fault = self.faults.pop(0) if self.faults else ("pass", 0)
                         sent = 0
+                        time.sleep(self.delay_s)
                         if fault[0] == "busy":
                             client.sendall(BUSY[: BUSY.index(b"<")] if data.startswith(b"HEAD") else BUSY)
                             continue
@@ -127,5 +130,5 @@ class FaultProxy:
 def wait_for(done: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while not done() and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.2)
     return done()
