@@ -194,9 +194,8 @@ def kind_of(pid: int) -> str:
         return "driver"
     if "ray::" not in line:
         return "Ray's servers"
-    if "RayTrainWorker" in line:
-        return "training worker"
-    return "decode workers" if "MapBatches" in line or "ray::IDLE" in line else "Ray's actors"
+    name = line.partition("ray::")[2].split(".")[0].split(":")[0].split()[0]
+    return "decode workers" if name == "IDLE" or "MapBatches" in name else name
 
 
 def family(root: int) -> list[int]:
@@ -249,8 +248,10 @@ class MemoryRun:
 
     def figures(self) -> dict[str, Any]:
         kinds = sorted({kind for look in self.looks for kind in look.own} - {"ended"})
+        ours = ("decode workers", "RayTrainWorker", "driver")
         return {
             "rss_growth_mib": round(self.growth(lambda look: look.total), 1),
+            "rss_growth_mib_where_lawm_runs": round(sum(self.growth_of(kind) for kind in ours), 1),
             "store_growth_mib": round(self.growth(lambda look: look.store), 1),
             "rss_mib": round(float(np.median([look.total for look in self.looks]))),
             "store_mib": round(float(np.median([look.store for look in self.looks])), 1),
@@ -284,12 +285,14 @@ def draw(run: MemoryRun, path: Path) -> None:
 
     figure = Figure(figsize=(7, 3.2), dpi=100, layout="constrained")
     axes = figure.subplots()
-    last = run.looks[-1].own
-    kinds = sorted({k for look in run.looks for k in look.own}, key=lambda k: -last.get(k, 0.0))
-    axes.stackplot(run.taken, [[look.own.get(k, 0.0) for look in run.looks] for k in kinds], labels=kinds, alpha=0.8)
+    ours = {"decode workers": "decode workers", "RayTrainWorker": "training worker", "driver": "driver"}
+    rest = [sum(mib for kind, mib in look.own.items() if kind not in ours) for look in run.looks]
+    rows = [rest, *([look.own.get(kind, 0.0) for look in run.looks] for kind in ours)]
+    axes.stackplot(run.taken, rows, labels=["Ray's servers and actors", *ours.values()], alpha=0.8)
     axes.plot(run.taken, [look.store for look in run.looks], color="black", label="object store, in use")
     axes.set(xlabel="clips that have reached the training worker", ylabel="MiB", ylim=0, xlim=(0, run.clips))
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles[-2::-1] + handles[-1:], names[-2::-1] + names[-1:], loc="center left", bbox_to_anchor=(1, 0.5))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
