@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,9 @@ def test_lerobot_data_sets_that_cannot_be_read(tmp_path: Path) -> None:
     ):
         (tmp_path / "d/meta/info.json").write_text(json.dumps(info | change))
         refused(match)
+    for change in ({"fps": "fast"}, {"fps": -1}, {"fps": float("nan")}, {"features": {"a": 3}}, {"data_path": 7}):
+        (tmp_path / "d/meta/info.json").write_text(json.dumps(info | change))
+        refused(f"{next(iter(change))} is .*; not as LeRobot writes it")
     (tmp_path / "d/meta/info.json").write_text("{")
     refused("not JSON")
     (tmp_path / "d/meta/info.json").write_text(json.dumps(info))
@@ -143,6 +147,29 @@ def test_what_is_missing_of_lerobot_is_refused_episode_by_episode(ray_cluster: S
     assert reasons[0] is None
     assert reasons[1] == "labels: 10 of 23 steps are in its table"
     assert reasons[2].startswith("missing")
+
+
+def test_tables_that_are_not_what_they_should_be_cost_their_episodes(tmp_path: Path) -> None:
+    lerobot(tmp_path / "d", droid=False)
+    episodes = tmp_path / "d/meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(episodes).to_pylist()
+    rows[0] |= {"videos/observation.images.front/from_timestamp": float("nan")}
+    rows[1] |= {"videos/observation.images.front/to_timestamp": 1.0}
+    rows[2] |= {"videos/observation.images.front/to_timestamp": None}
+    pq.write_table(pa.Table.from_pylist(rows), episodes)
+    for found in read("lerobot", tmp_path / "d", tmp_path):
+        assert re.search(r"labels: from \S+ s to \S+ s of .* by meta/episodes", found.reason)
+    where = tmp_path / "d/data/chunk-000/file-000.parquet"
+    table = pq.read_table(where).to_pydict()
+    ragged = table | {
+        "action": [[*row, 0.0] if i == 0 else row[:-1] if i == 1 else row for i, row in enumerate(table["action"])]
+    }
+    for changed in (ragged, table | {"action": ["a"] * len(table["action"])}, {"frame_index": [0]}):
+        pq.write_table(pa.table(changed), where)
+        reasons = [found.reason for found in read("lerobot", tmp_path / "d", tmp_path)]
+        assert all(re.search("labels: .*file-000.parquet: (column action is|no column)", r) for r in reasons[:2])
+    where.unlink()
+    assert all("no such file" in found.reason for found in read("lerobot", tmp_path / "d", tmp_path)[:2])
 
 
 @pytest.mark.ray

@@ -1,11 +1,13 @@
 """LeRobot v3: Parquet tables, and mp4 files that hold many episodes each."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lawm import storage
@@ -20,6 +22,8 @@ DROID_STATE = ("observation.state.cartesian_position", "observation.state.grippe
 def _info(source: str) -> dict[str, Any]:
     try:
         info = read_json(storage.join(source, "meta/info.json"))
+        if not isinstance(info, dict):
+            raise LawmError(f"{source}/meta/info.json: expected an object")
     except storage.NotFoundError:
         raise LawmError(f"{source}: no LeRobot data set, meta/info.json is not there") from None
     version = str(info.get("codebase_version"))
@@ -31,6 +35,11 @@ def _info(source: str) -> dict[str, Any]:
     missing = [name for name in ("fps", "features", "data_path", "video_path") if not info.get(name)]
     if missing:
         raise LawmError(f"{source}/meta/info.json: no {', '.join(missing)}; a data set with videos was expected")
+    kinds = {"fps": (int, float), "features": dict, "data_path": str, "video_path": str}
+    wrong = [name for name, kind in kinds.items() if not isinstance(info[name], kind)]  # type: ignore[arg-type]
+    if wrong or not 0 < info["fps"] < 1e4 or not all(isinstance(f, dict) for f in info["features"].values()):
+        name = wrong[0] if wrong else "fps" if not 0 < info["fps"] < 1e4 else "features"
+        raise LawmError(f"{source}/meta/info.json: {name} is {str(info[name])[:80]}; not as LeRobot writes it")
     return dict(info)
 
 
@@ -72,7 +81,9 @@ def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
             if uri not in sizes:
                 sizes[uri] = storage.size_of(uri) if storage.exists(uri) else 0
             begin, end = (row[f"videos/{camera}/{name}_timestamp"] for name in ("from", "to"))
-            videos.append((camera, uri, sizes[uri], float(begin), float(end)))
+            videos.append((camera, uri, sizes[uri], begin, end))
+        if row["episode_index"] is None or row["length"] is None:
+            raise LawmError(f"{source}/meta/episodes: an episode without its number or its length")
         found[data].append({"episode": int(row["episode_index"]), "length": int(row["length"]), "videos": videos})
     for number, (data, episodes) in enumerate(found.items()):
         yield Batch(number, {"data": data, "fps": float(info["fps"]), "episodes": episodes})
@@ -85,7 +96,7 @@ def _short(camera: str) -> str:
 def _path(form: str, row: dict[str, Any], prefix: str, **names: str) -> str:
     try:
         return form.format(chunk_index=row[f"{prefix}/chunk_index"], file_index=row[f"{prefix}/file_index"], **names)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, TypeError) as error:
         raise LawmError(f"meta/info.json: cannot make a path of {form!r} ({error!r})") from None
 
 
@@ -111,23 +122,31 @@ def _parquet(uri: str, columns: Sequence[str]) -> pa.Table:
 def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
     what = batch.what
     columns = [*spec.state, *([spec.action] if spec.action else [])]
-    table = _parquet(what["data"], ["episode_index", "frame_index", *columns])
-    episode_N = table["episode_index"].to_numpy()
-    frame_N = table["frame_index"].to_numpy()
-    values = {name: _matrix(table[name], what["data"], name) for name in columns}
+    trouble, episode_N, frame_N, values = None, np.zeros(0), np.zeros(0), {}
+    try:
+        table = _parquet(what["data"], ["episode_index", "frame_index", *columns])
+        episode_N, frame_N = (table[name].to_numpy() for name in ("episode_index", "frame_index"))
+        values = {name: _matrix(table[name], what["data"], name) for name in columns}
+    except LawmError as error:
+        trouble = f"labels: {error}"
     recordings = []
     for episode in what["episodes"]:
         rows = np.flatnonzero(episode_N == episode["episode"])
         rows = rows[np.argsort(frame_N[rows], kind="stable")]
         whole = np.array_equal(frame_N[rows], np.arange(episode["length"]))
-        reason = None if whole else f"labels: {len(rows)} of {episode['length']} steps are in its table"
-        actions = values[spec.action][rows] if spec.action else np.zeros((0, 1), np.float32)
-        states = np.concatenate([values[name][rows] for name in spec.state], axis=1) if spec.state else None
+        wrong = trouble or (None if whole else f"labels: {len(rows)} of {episode['length']} steps are in its table")
         for camera, uri, size, begin, end in episode["videos"]:
             key = f"{_short(camera)}/episode_{episode['episode']:06d}"
-            ref = VideoRef(uri, 0, size, key, begin_s=begin, end_s=end)
-            labels = None if reason else VideoLabels(key, what["fps"], actions, states)
-            recordings.append(Recording(ref, labels, reason=reason))
+            reason = wrong
+            if reason is None and not (begin is not None and end is not None and 0 <= begin < end < math.inf):
+                reason = f"labels: from {begin} s to {end} s of {uri} by meta/episodes"
+            if reason is not None:
+                recordings.append(Recording(VideoRef(uri, 0, size, key), reason=reason))
+                continue
+            actions = values[spec.action][rows] if spec.action else np.zeros((0, 1), np.float32)
+            states = np.concatenate([values[name][rows] for name in spec.state], axis=1) if spec.state else None
+            ref = VideoRef(uri, 0, size, key, begin_s=float(begin), end_s=float(end))
+            recordings.append(Recording(ref, VideoLabels(key, what["fps"], actions, states)))
     return recordings
 
 
@@ -138,10 +157,14 @@ def _matrix(column: pa.ChunkedArray, uri: str, name: str) -> np.ndarray:
     if array.null_count:
         raise LawmError(f"{uri}: column {name} has {array.null_count} empty cells")
     rows = len(array)
+    said = LawmError(f"{uri}: column {name} is {column.type}; expected as many numbers in each row")
     while pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type) or pa.types.is_large_list(array.type):
+        widths = pc.list_value_length(array)
+        if len(widths) and (widths.null_count or pc.min_max(widths)["min"] != pc.min_max(widths)["max"]):
+            raise said
         array = array.flatten()
     try:
         flat = array.to_numpy(zero_copy_only=False).astype(np.float32)
         return flat.reshape(rows, -1) if rows else flat.reshape(0, 1)
     except (ValueError, TypeError):
-        raise LawmError(f"{uri}: column {name} is {column.type}; expected as many numbers in each row") from None
+        raise said from None
