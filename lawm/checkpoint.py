@@ -6,7 +6,6 @@ import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +21,7 @@ from lawm.encoder import Encoder
 from lawm.objective import ControllerObjective, DecoderObjective, LatentActionObjective, Objective
 from lawm.sampling import Cursor
 from lawm.state_cache import StateCache
-from lawm.storage import NotFoundError, delete, exists, is_s3, join, list_files, read_bytes, write_bytes
+from lawm.storage import NotFoundError, delete, exists, join, list_files, read_bytes, write_bytes
 
 FORMAT = 1
 NAMES = {
@@ -240,10 +239,8 @@ def drop_checkpoints(run: str, beyond: int) -> None:
 
 
 def _remove(folder: str) -> None:
-    for name in ("checkpoint.json", "model.safetensors", "optimizer.safetensors"):  # no longer a checkpoint first
-        delete(join(folder, name))
-    if not is_s3(folder):
-        Path(folder).rmdir()
+    delete(join(folder, "checkpoint.json"))  # no longer a checkpoint first
+    delete(folder)  # with what a process that was killed had not finished
 
 
 # ---------------------------------------------------------------- checkpoint -> model

@@ -105,6 +105,8 @@ class ClipReader:
         self.config = config
         self.cache = StateCache(data.cache) if data.cache and not frames else None
         self.labels: Labels | None = read_labels(data.labels) if data.labels else None
+        if data.clip.start == "keyframe" and (self.labels is not None or self.cache is not None):
+            raise LawmError("clips that start at key frames have neither labels nor a cache: set data.clip.start=exact")
         if labelled and self.labels is None:
             raise LawmError("labelled clips are needed: set data.labels to a Parquet table of actions")
         if index is None or arrays is None:
@@ -166,16 +168,16 @@ class ClipReader:
         rows = self.plan.rows(np.array([position], dtype=np.int64))
         video, start_s = int(rows.video[0]), float(rows.start_s[0])
         clip, key = self.config.data.clip, self._keys[video].as_py()
-        actions = None
-        if self.labels is not None and key in self.labels:
-            actions = self.labels.actions_for(key, start_s, clip)
+        labels = self.labels if self.labels is not None and key in self.labels else None
         if self.cache is not None:
             states = self.cache.window(key, round(start_s * clip.fps), clip.frames)
+            actions = labels.actions_for(key, start_s, clip) if labels else None
             return Sample(position, key, start_s, None, states, actions)
         from lawm.video import decode_clip
 
         decoded = decode_clip(self.index.ref(video), start_s, clip, self.config.data.limits, int(rows.seed[0]))
-        return Sample(position, key, start_s, decoded.frames_FCHW, None, actions)
+        actions = labels.actions_for(key, start_s, clip, decoded.seconds_F) if labels else None
+        return Sample(position, key, decoded.start_s, decoded.frames_FCHW, None, actions)
 
     def try_sample(self, position: int) -> Sample | BadClip:
         """The clip, or what is to be quarantined."""

@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from lawm import storage
 from lawm.config import ClipSpec, LawmError
+from lawm.timing import choose
 
 ActionKind = Literal["sum", "first", "state_delta", "pose_delta", "planar_delta"]
 """The action from one frame of a clip to the next:
@@ -146,17 +147,17 @@ class Labels:
             return VideoLabels(key, float(self._rate[i]), deltas(self.kind, states), states)
         return VideoLabels(key, float(self._rate[i]), self._actions.row(i), states)
 
-    def actions_for(self, key: str, start_s: float, clip: ClipSpec) -> np.ndarray:
+    def actions_for(self, key: str, start_s: float, clip: ClipSpec, seconds_F: np.ndarray | None = None) -> np.ndarray:
         """The F - 1 actions between the frames of a clip that starts at `start_s` seconds: float32 [F - 1, A].
 
-        See ActionKind. Raises LawmError where the video's actions end before the clip does, and for sums where the
-        rates do not divide, or the clip starts between two actions.
+        See ActionKind; `seconds_F` as for `states_for`. Raises LawmError where the video's actions end before the
+        clip does, and for sums where the rates do not divide, or the clip starts between two actions.
         """
         if self.kind in FROM_STATES:
-            return deltas(self.kind, self.states_for(key, start_s, clip))
+            return deltas(self.kind, self.states_for(key, start_s, clip, seconds_F))
         i = self._find(key)
         if self.kind == "first":
-            at = self._on_display(i, start_s, clip)[:-1]
+            at = self._on_display(i, start_s, clip, seconds_F)[:-1]
             if at[-1] >= len(self._actions.row(i)):
                 raise self._too_short(key, len(self._actions.row(i)), "actions", clip, start_s, int(at[-1]) + 1)
             return self._actions.row(i)[at]
@@ -168,23 +169,28 @@ class Labels:
         taken = actions[first : first + needed].reshape(clip.frames - 1, each, -1)
         return taken.sum(axis=1, dtype=np.float32)
 
-    def states_for(self, key: str, start_s: float, clip: ClipSpec) -> np.ndarray:
-        """The world's state at each frame of the clip, the last one before it where there is none at its very time:
-        float32 [F, S]. Raises LawmError where the states end before the clip does, or the table has none."""
+    def states_for(self, key: str, start_s: float, clip: ClipSpec, seconds_F: np.ndarray | None = None) -> np.ndarray:
+        """The world's state at each frame of the clip, float32 [F, S]. `seconds_F`: the times of these very frames
+        (`Clip.seconds_F`); without them, as frames at the rate of the labels are chosen (`timing.choose`). Raises
+        LawmError where the states end before the clip does, or the table has none."""
         i = self._find(key)
         if self._states is None:
             raise LawmError(f"{self._where}: no states for every video; fill the column `states` to use them")
-        at, states = self._on_display(i, start_s, clip), self._states.row(i)
+        at, states = self._on_display(i, start_s, clip, seconds_F), self._states.row(i)
         if at[-1] >= len(states):
             raise self._too_short(key, len(states), "states", clip, start_s, int(at[-1]) + 1)
         return states[at]
 
-    def _on_display(self, i: int, start_s: float, clip: ClipSpec) -> np.ndarray:
-        """The number of the label at each frame: as for frames, the latest that is not after it (video.decode_clip)."""
+    def _on_display(self, i: int, start_s: float, clip: ClipSpec, seconds_F: np.ndarray | None) -> np.ndarray:
+        """The number of the label at each frame."""
         if start_s < 0:
             raise LawmError(f"{self._where}: a clip from {start_s:g} s; expected a start of at least 0")
-        times_F = start_s + np.arange(clip.frames) / clip.fps
-        return np.floor((times_F + NEAR_S) * float(self._rate[i])).astype(np.int64)
+        rate = float(self._rate[i])
+        if seconds_F is not None:
+            return np.rint(seconds_F * rate).astype(np.int64)
+        wanted_F = start_s + np.arange(clip.frames) / clip.fps
+        grid = np.arange(int(wanted_F[-1] * rate) + 3) / rate
+        return choose(grid, wanted_F, 0.5 / clip.fps, min(NEAR_S, 0.1 / rate))
 
     def _find(self, key: str) -> int:
         i = self._row.get(key)
@@ -220,13 +226,28 @@ class Labels:
         return each, first
 
 
+def _nested(values: Sequence[np.ndarray | None], kind: pa.DataType) -> pa.Array:
+    """Arrays [n, width] as lists of lists, without a Python object for each number."""
+    there = [np.zeros((0, 1), np.float32) if v is None else np.asarray(v, np.float32) for v in values]
+    lengths = np.array([len(v) for v in there], np.int64)
+    widths = np.repeat(np.array([v.shape[1] for v in there], np.int64), lengths)
+    flat = np.concatenate([v.ravel() for v in there]) if there else np.zeros(0, np.float32)
+    if len(flat) >= 2**31:
+        raise LawmError("more than 2^31 numbers of labels; split the data set, and mix the parts")
+    inner = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(widths)]), pa.int32()), pa.array(flat))
+    missing = np.array([v is None for v in values], bool)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.ListArray.from_arrays(
+        pa.array(starts, pa.int32()), inner, mask=pa.array(missing) if missing.any() else None
+    ).cast(kind)
+
+
 def labels_table(rows: Iterable[VideoLabels], kind: ActionKind = "sum") -> pa.Table:
     """Rows as a table of LABELS_SCHEMA, in their order; its metadata says how actions are meant."""
     rows = list(rows)
 
     def column(values: list[np.ndarray | None]) -> pa.Array:
-        plain = [None if v is None else np.asarray(v, np.float32).tolist() for v in values]
-        return pa.array(plain, LABELS_SCHEMA.field("actions").type)
+        return _nested(values, LABELS_SCHEMA.field("actions").type)
 
     return pa.Table.from_arrays(
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations  # Packet takes its parameter in annotations only
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -96,6 +97,17 @@ class Video:
             raise self.error("timeout", f"not read after {self.limits.timeout_s:g} s") from None
         except (av.error.FFmpegError, IndexError):  # IndexError: PyAV, at the end, if a stream has turned up meanwhile
             return
+
+    def packets_around(self, at: float) -> Iterator[Packet[VideoStream]]:
+        """Packets from a key frame on that is shown at or before `at` seconds; where there is none, from the first.
+        Containers seek by decoding times, and may stop at a later one."""
+        for back_s in (0.0, 2.0, 10.0, None):
+            self.rewind(None if back_s is None else at - back_s)
+            found = self.packets()
+            key = next((p for p in found if p.is_keyframe and p.pts is not None), None)
+            if key is not None and key.pts is not None and (back_s is None or self.at(key.pts) <= at + self.near):
+                return itertools.chain([key], found)
+        return iter(())
 
     def rewind(self, at: float | None) -> None:
         """Moves to a key frame at or before `at` seconds, or near it; to the start for None."""
@@ -252,8 +264,7 @@ def _episode(video: Video) -> Video:
     begin = video.first if ref.begin_s is None else max(video.first, math.ceil(ref.begin_s / unit - half))
     stop = math.inf if ref.end_s is None else ref.end_s / unit - half
     zero: int | None = None
-    video.rewind((begin - video.first) * video.tick)
-    for packet in video.packets():
+    for packet in video.packets_around((begin - video.first) * video.tick):
         if packet.pts is not None and begin <= packet.pts < stop and not packet.is_discard:
             zero = packet.pts if zero is None else min(zero, packet.pts)
         if packet.dts is not None and packet.dts >= (stop if zero is None else zero):

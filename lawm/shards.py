@@ -168,10 +168,19 @@ def list_videos(sources: Sequence[str]) -> Iterator[VideoRef]:
 def unique_keys(refs: Iterable[VideoRef]) -> Iterator[VideoRef]:
     """The refs in order; a key that an earlier one has already used gets `#2`, `#3`, ..."""
     used: dict[int, int] = {}
+
+    def short(key: str) -> int:
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
     for ref in refs:
-        short = int.from_bytes(hashlib.blake2b(ref.key.encode(), digest_size=8).digest(), "little")
-        used[short] = used.get(short, 0) + 1
-        yield ref if used[short] == 1 else replace(ref, key=f"{ref.key}#{used[short]}")
+        plain = short(ref.key)
+        used[plain] = used.get(plain, 0) + 1
+        if used[plain] > 1:
+            while short(f"{ref.key}#{used[plain]}") in used:
+                used[plain] += 1
+            ref = replace(ref, key=f"{ref.key}#{used[plain]}")
+            used[short(ref.key)] = 1
+        yield ref
 
 
 # ---------------------------------------------------------------- the index

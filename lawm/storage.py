@@ -500,18 +500,16 @@ def _list_s3(uri: str) -> Iterator[tuple[str, int]]:
 
 
 def credentials(uri: str) -> tuple[Any, str]:
-    """boto3's frozen credentials (access_key, secret_key, token), and the region, for other libraries. Raises
-    StorageError where there are none."""
-    import boto3
-
+    """boto3's credentials of this moment (access_key, secret_key, token) and the region, for other libraries: those of
+    a role are renewed in time. Raises StorageError where there are none."""
     with _s3_errors(uri):
-        session = boto3.session.Session()
-        found = session.get_credentials()
+        client = _client()
+        found = client._request_signer._credentials
         if found is None:
             from botocore.exceptions import NoCredentialsError
 
             raise NoCredentialsError
-        return found.get_frozen_credentials(), session.region_name or "us-east-1"
+        return found.get_frozen_credentials(), str(client.meta.region_name)
 
 
 # ---------------------------------------------------------------- writing

@@ -29,6 +29,7 @@ from lawm.cutting import Cutter, shape
 from lawm.opening import Video, VideoError, open_video
 from lawm.packets import Held
 from lawm.shards import VideoRef, empty_row
+from lawm.timing import choose
 
 _HELD_BYTES = 512 << 20
 """Compressed bytes of one clip, with what comes before it back to a key frame, that may be held in memory."""
@@ -99,9 +100,9 @@ def _keyframe_starts(video: Video, start_s: float) -> list[float]:
 
 
 def _choose(video: Video, times_N: np.ndarray, wanted_F: np.ndarray, fps: float) -> np.ndarray:
-    """packets.choose, checked. Raises VideoError: too_short (the video ends before), bad_timestamps (a gap)."""
+    """timing.choose, checked. Raises VideoError: too_short (the video ends before), bad_timestamps (a gap)."""
     half = 0.5 / fps
-    chosen = packets.choose(times_N, wanted_F, half, video.near)
+    chosen = choose(times_N, wanted_F, half, video.near)
     off = np.abs(times_N[chosen] - wanted_F)
     if np.any(off >= half):
         i = int(np.argmax(off))
@@ -204,7 +205,8 @@ def _all_frames(video: Video, damages: list[tuple[float, int]]) -> Iterator[tupl
     context = video.stream.codec_context
     context.flush_buffers()
     place = 0
-    for packet in itertools.chain(video.packets(), [None]):
+    needed = itertools.takewhile(lambda p: p.dts is None or p.dts < video.stop, video.packets())
+    for packet in itertools.chain(needed, [None]):
         try:
             frames = context.decode(packet)
         except (av.error.FFmpegError, ValueError):
@@ -330,8 +332,8 @@ def _times(video: Video) -> tuple[np.ndarray, np.ndarray]:
     stamps: list[int] = []
     keys: list[int] = []
     whole = video.ref.begin_s is None and video.ref.end_s is None
-    video.rewind(None if whole else 0.0)
-    for packet in video.packets():
+    video.rewind(None)
+    for packet in video.packets() if whole else video.packets_around(0.0):
         if packet.pts is None:
             continue
         if packet.is_keyframe and (whole or video.shows(packet)):

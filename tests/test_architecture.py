@@ -21,6 +21,7 @@ ORDER = [
     "recipes",
     "storage",
     "shards",
+    "timing",
     "packets",
     "cutting",
     "opening",

@@ -23,11 +23,13 @@ from lawm.config import Config, LawmError
 from lawm.datasets.common import FRAMES_OFF, Batch, ReadSpec, Recording
 from lawm.datasets.layouts import layout
 from lawm.labels import ActionKind, VideoLabels, write_labels
-from lawm.shards import Index, empty_row, read_index, rows_to_table, write_index
+from lawm.shards import INDEX_SCHEMA, Index, empty_row, read_index, rows_to_table, write_index
 
-RATE_OFF = 0.01
-"""By this share may a video's rate differ from that of its labels."""
+DRIFT = 0.5
+"""Steps by which a video's time may run away from that of its labels, from its first frame to its last."""
 CLASSES_SCHEMA = pa.schema([("key", pa.string()), ("split", pa.string()), ("label", pa.string())])
+HELD = ("frames", "rate", "variable_rate", "duration_s", "reason")
+"""Columns of the index that labels are held against, and may change."""
 ATTEMPTS = 2
 
 
@@ -70,10 +72,8 @@ def read_dataset(
     if not good:
         raise LawmError(f"{source}: none of {len(recordings)} videos can be used; the first: {recordings[0].reason}")
     build_index([source], uri, config, refs=(r.ref for r in good))
-    rows = {row["key"]: row for row in read_index(uri).table.to_pylist()} if chosen.actions else None
-    if rows is not None or len(good) < len(recordings):
-        index = _matched(recordings, rows, uri)
-        write_index(index, uri)
+    if chosen.actions is not None or len(good) < len(recordings):
+        write_index(_matched(recordings, read_index(uri)), uri)
     labels, classes = _write_tables(recordings, chosen.actions, out)
     index = read_index(uri)
     usable = index.usable()
@@ -133,7 +133,10 @@ def _own_keys(recordings: list[Recording]) -> list[Recording]:
         key = recording.ref.key
         used[key] = used.get(key, 0) + 1
         if used[key] > 1:
+            while f"{key}#{used[key]}" in used:
+                used[key] += 1
             key = f"{key}#{used[key]}"
+            used[key] = 1
             labels = recording.labels and replace(recording.labels, key=key)
             recording = replace(recording, ref=replace(recording.ref, key=key), labels=labels)
         values = [] if recording.labels is None else [recording.labels.actions, recording.labels.states]
@@ -143,18 +146,24 @@ def _own_keys(recordings: list[Recording]) -> list[Recording]:
     return found
 
 
-def _matched(recordings: list[Recording], rows: dict[str, dict[str, Any]] | None, uri: str) -> Index:
+def _matched(recordings: list[Recording], index: Index) -> Index:
     """The index with those that were refused while reading, and with every video held against its labels."""
-    if rows is None:
-        rows = {row["key"]: row for row in read_index(uri).table.to_pylist()}
-    found = []
+    refused = rows_to_table([empty_row(r.ref, r.reason) for r in recordings if r.reason is not None])
+    # Refused ones come after the others in `both`; the order is that of the recordings.
+    both, good, bad = pa.concat_tables([index.table, refused]), 0, len(index)
+    order = []
     for recording in recordings:
-        if recording.reason is not None:
-            found.append(empty_row(recording.ref, recording.reason))
-        else:
-            row = rows[recording.ref.key]
-            found.append(row if recording.labels is None else held_against(row, recording.labels))
-    return Index(rows_to_table(found))
+        order.append(good if recording.reason is None else bad)
+        good, bad = (good + 1, bad) if recording.reason is None else (good, bad + 1)
+    table = both.take(pa.array(order, pa.int64()))
+    rows = table.select(list(HELD)).to_pylist()  # not the key frames: these would be a Python object each
+    for i, recording in enumerate(recordings):
+        if recording.labels is not None:
+            rows[i] = held_against(rows[i], recording.labels)
+    for name in HELD:
+        field = INDEX_SCHEMA.field(name)
+        table = table.set_column(table.column_names.index(name), field, pa.array([r[name] for r in rows], field.type))
+    return Index(table)
 
 
 def held_against(row: dict[str, Any], labels: VideoLabels) -> dict[str, Any]:
@@ -164,9 +173,11 @@ def held_against(row: dict[str, Any], labels: VideoLabels) -> dict[str, Any]:
     steps = len(labels.actions) if labels.states is None else len(labels.states)
     if abs(row["frames"] - steps) > FRAMES_OFF:
         return row | {"reason": f"labels: {row['frames']} frames, and {steps} steps in the labels"}
-    if abs(row["rate"] / labels.rate_hz - 1) > RATE_OFF:
-        return row | {"reason": f"labels: {row['rate']:.3f} frames a second, and {labels.rate_hz:.3f} steps"}
     frames = min(row["frames"], steps)
+    if abs(labels.rate_hz / row["rate"] - 1) * frames > DRIFT:
+        return row | {"reason": f"labels: {row['rate']:.3f} frames a second, and {labels.rate_hz:.3f} steps"}
+    if row["variable_rate"]:
+        return row | {"reason": "labels: frames at a variable rate, which no step belongs to by its time"}
     return row | {"frames": frames, "duration_s": min(row["duration_s"], steps / labels.rate_hz)}
 
 

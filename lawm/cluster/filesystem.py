@@ -1,5 +1,6 @@
 """What Ray Train and Tune write through: pyarrow, signed in as `lawm.storage` is."""
 
+import functools
 from typing import Any
 
 from pyarrow import fs
@@ -12,32 +13,39 @@ def arrow_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     StorageError."""
     if not is_s3(uri):
         return fs.LocalFileSystem(), absolute(uri)
-    found, region = credentials(uri)
+    credentials(uri)  # says what is missing before Ray does
+    return fs.PyFileSystem(WithoutFolders(uri)), uri.removeprefix("s3://").rstrip("/")
+
+
+@functools.lru_cache(maxsize=4)
+def _system(access_key: str, secret_key: str, token: str | None, region: str, url: str | None) -> fs.S3FileSystem:
     options: dict[str, Any] = {"region": region}
-    if url := endpoint():
+    if url:
         scheme, _, host = url.partition("://")
         options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
-    system = fs.S3FileSystem(
-        access_key=found.access_key, secret_key=found.secret_key, session_token=found.token, **options
-    )
-    return fs.PyFileSystem(WithoutFolders(system)), uri.removeprefix("s3://").rstrip("/")
+    return fs.S3FileSystem(access_key=access_key, secret_key=secret_key, session_token=token, **options)
 
 
 class WithoutFolders(fs.FileSystemHandler):
     """S3 without the empty objects that pyarrow puts there for folders: some services make files of them, in which
-    nothing can then be put."""
+    nothing can then be put. Signs in anew where the credentials have been renewed; holds none itself."""
 
-    def __init__(self, system: fs.FileSystem) -> None:
-        self.system = system
+    def __init__(self, uri: str) -> None:
+        self.uri, self.url = uri, endpoint()
+
+    @property
+    def system(self) -> fs.S3FileSystem:
+        found, region = credentials(self.uri)
+        return _system(found.access_key, found.secret_key, found.token, region, self.url)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, WithoutFolders) and bool(self.system.equals(other.system))
+        return isinstance(other, WithoutFolders) and (self.uri, self.url) == (other.uri, other.url)
 
     def __hash__(self) -> int:
-        return hash(self.system.type_name)
+        return hash((self.uri, self.url))
 
     def get_type_name(self) -> str:
-        return str(self.system.type_name)
+        return "s3"
 
     def normalize_path(self, path: str) -> str:
         return str(self.system.normalize_path(path))

@@ -101,8 +101,13 @@ def refuse_options(spec: ReadSpec, *names: str) -> None:
             raise LawmError(f"--{name.replace('_', '-')} means nothing for {spec.kind}; leave it out")
 
 
-def without(error: LawmError, folder: str) -> str:
-    return " ".join(str(error).replace(folder, "").strip("/").split())
+def refusal(error: LawmError, folder: str) -> str:
+    """Why an episode is refused, without its folder's name. An S3 that cannot be reached says nothing about it, and
+    is raised again."""
+    lost = isinstance(error, storage.StorageError) and not isinstance(error, storage.NotFoundError)
+    if lost and storage.S3 in str(error):
+        raise error
+    return f"labels: {' '.join(str(error).replace(folder, '').strip('/').split())}"
 
 
 def need_h5py() -> None:

@@ -20,8 +20,8 @@ from lawm.datasets.common import (
     need_h5py,
     open_hdf5,
     read_json,
+    refusal,
     refuse_options,
-    without,
 )
 from lawm.labels import VideoLabels
 from lawm.shards import VideoRef
@@ -69,10 +69,12 @@ def _droid_episode(episode: dict[str, Any], spec: ReadSpec) -> Iterator[Recordin
     where = storage.join(folder, "trajectory.h5")
     try:
         metadata = read_json(episode["metadata"])
+        if not isinstance(metadata, dict):
+            raise LawmError(f"{episode['metadata']}: expected an object")
         states, rate = droid_states(where)
         trouble = None
     except LawmError as error:
-        metadata, states, rate, trouble = {}, None, None, f"labels: {without(error, folder)}"
+        metadata, states, rate, trouble = {}, None, None, refusal(error, folder)
     for camera in spec.cameras:
         key = f"{name}/{camera}"
         said = str(metadata.get(f"{camera}_mp4_path") or "")

@@ -11,6 +11,7 @@ import io
 import posixpath
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 from lawm import storage
 from lawm.config import LawmError
@@ -68,8 +69,8 @@ def _kinetics_batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
     for uri, _ in storage.list_files(root, (".csv",)):
         text = storage.read_bytes(uri).decode("utf-8-sig", "replace")
         for row in csv.DictReader(io.StringIO(text)):
-            if row.get("youtube_id") and str(row.get("time_start", "")).replace(".", "").isdigit():
-                start, end = (int(float(row.get(name) or 0)) for name in ("time_start", "time_end"))
+            with suppress(ValueError, TypeError, OverflowError, KeyError):  # a row that says no times
+                start, end = (int(float(row[name])) for name in ("time_start", "time_end") if row.get(name))
                 known[f"{row['youtube_id']}_{start:06d}_{end:06d}"] = (row.get("label") or None, row.get("split") or "")
 
     def found() -> Iterator[Recording]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from lawm import storage
 from lawm.config import LawmError
-from lawm.datasets.common import Batch, ReadSpec, Recording, limited, read_json, refuse_options
+from lawm.datasets.common import Batch, ReadSpec, Recording, limited, read_json, refusal, refuse_options
 from lawm.labels import ActionKind, VideoLabels
 from lawm.shards import VideoRef
 
@@ -128,7 +128,7 @@ def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
         episode_N, frame_N = (table[name].to_numpy() for name in ("episode_index", "frame_index"))
         values = {name: _matrix(table[name], what["data"], name) for name in columns}
     except LawmError as error:
-        trouble = f"labels: {error}"
+        trouble = refusal(error, "")
     recordings = []
     for episode in what["episodes"]:
         rows = np.flatnonzero(episode_N == episode["episode"])

@@ -25,8 +25,8 @@ from lawm.datasets.common import (
     limited,
     need_h5py,
     open_hdf5,
+    refusal,
     refuse_options,
-    without,
 )
 from lawm.labels import VideoLabels
 from lawm.shards import VideoRef, expand
@@ -83,7 +83,7 @@ def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
                     _add(tar, f"{place:06d}.mp4", motion_jpeg(frames, float(spec.rate or RECON_RATE)))
                     info["states"] = states.tolist()
                 except LawmError as error:
-                    info["reason"] = f"labels: {without(error, where)}"
+                    info["reason"] = refusal(error, where)
                 _add(tar, f"{place:06d}.json", json.dumps(info).encode())
     return _recon_shard(uri)
 
@@ -187,6 +187,7 @@ def motion_jpeg(frames: Sequence[bytes], rate_hz: float) -> bytes:
     """JPEGs as a video of `rate_hz` pictures a second, byte for byte: nothing is encoded anew. Raises LawmError for
     what is no JPEG, for pictures of different sizes, and for fewer than two."""
     import av
+    import av.error
 
     if len(frames) < 2:
         raise LawmError(f"{len(frames)} pictures; expected two or more")
@@ -195,18 +196,21 @@ def motion_jpeg(frames: Sequence[bytes], rate_hz: float) -> bytes:
         raise LawmError(f"pictures of different sizes, {sorted(sizes)[:3]}")
     sink = io.BytesIO()
     rate = Fraction(rate_hz).limit_denominator(1001)
-    with av.open(sink, "w", format="mp4") as container:
-        stream = container.add_stream("mjpeg", rate=rate)
-        stream.width, stream.height = sizes.pop()
-        stream.pix_fmt = "yuvj420p"
-        stream.time_base = 1 / rate
-        for i, data in enumerate(frames):
-            packet = av.Packet(data)
-            packet.stream, packet.time_base = stream, 1 / rate
-            packet.pts = packet.dts = i
-            packet.duration = 1
-            packet.is_keyframe = True
-            container.mux(packet)
+    try:
+        with av.open(sink, "w", format="mp4") as container:
+            stream = container.add_stream("mjpeg", rate=rate)
+            stream.width, stream.height = sizes.pop()
+            stream.pix_fmt = "yuvj420p"
+            stream.time_base = 1 / rate
+            for i, data in enumerate(frames):
+                packet = av.Packet(data)
+                packet.stream, packet.time_base = stream, 1 / rate
+                packet.pts = packet.dts = i
+                packet.duration = 1
+                packet.is_keyframe = True
+                container.mux(packet)
+    except av.error.FFmpegError as error:
+        raise LawmError(f"the pictures make no video ({error.strerror})") from None
     return sink.getvalue()
 
 
@@ -216,6 +220,9 @@ def _jpeg_size(data: bytes, number: int) -> tuple[int, int]:
     while data[:2] == b"\xff\xd8" and at + 9 <= len(data) and data[at] == 0xFF:
         kind = data[at + 1]
         if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-            return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
+            high, wide = (int.from_bytes(data[at + n : at + n + 2], "big") for n in (5, 7))
+            if not high or not wide:
+                break
+            return wide, high
         at += 2 if kind == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise LawmError(f"picture {number} is no JPEG")
