@@ -143,7 +143,7 @@ def growth(counts: list[int], seconds: float, quick: bool) -> dict[str, Any]:
                 row: dict[str, float] = {"nodes": count, "slots": count * SLOTS}
                 row["free"] = trained(config, wanted, seconds, folder, 0.0)
                 said = (
-                    f"{count} decode nodes: {row['free']:.1f} clips/s, {row['free'] / wanted:.2f} of as many processes"
+                    f"{count} decode nodes: {row['free']:.1f} clips/s, {row['free'] / wanted:.2f} of lone processes"
                 )
                 if not quick or count == counts[-1]:
                     least = min(wanted, limit)
