@@ -142,9 +142,7 @@ def growth(counts: list[int], seconds: float, quick: bool) -> dict[str, Any]:
                 wanted = slot * SLOTS * count
                 row: dict[str, float] = {"nodes": count, "slots": count * SLOTS}
                 row["free"] = trained(config, wanted, seconds, folder, 0.0)
-                said = (
-                    f"{count} decode nodes: {row['free']:.1f} clips/s, {row['free'] / wanted:.2f} of lone processes"
-                )
+                said = f"{count} decode nodes: {row['free']:.1f} clips/s, {row['free'] / wanted:.2f} of lone processes"
                 if not quick or count == counts[-1]:
                     least = min(wanted, limit)
                     row["limited"] = trained(config, least, seconds, folder, step_s)

@@ -55,22 +55,26 @@ def main(argv: list[str] | None = None) -> int:
         raise LawmError(f"--limit {args.limit}: expected 1 or more")
     spec = ReadSpec(args.kind, tuple(args.camera), args.actions, args.action, tuple(args.state), args.rate, args.limit)
     how = layout(args.kind)
-    chosen = how.choices(storage.absolute(args.source), spec)
-    storage.check_folder(storage.absolute(args.out))
+    source = storage.absolute(args.source).rstrip("/")
+    chosen = how.choices(source, spec)
 
-    from lawm.cluster.dataset import read_dataset
+    from lawm.cluster.dataset import check_place, read_dataset
     from lawm.cluster.index import index_needs
     from lawm.cluster.session import start
 
+    check_place(source, storage.absolute(args.out).rstrip("/"), spec)
     needs = index_needs(config)
     if args.dry_run:
-        lots = sum(1 for _ in how.batches(storage.absolute(args.source), chosen))
+        episodes = sum(batch.episodes for batch in how.batches(source, chosen))
+        if not episodes:
+            raise LawmError(f"{source}: no video found in the layout {args.kind}")
         asked = {name: getattr(chosen, name) for name in ("kind", "actions", "action", "rate", "limit")}
         asked |= {"cameras": list(chosen.cameras), "state": list(chosen.state)}
-        describe(config, needs, None, dataset=asked, lots=lots, out=storage.absolute(args.out))
+        asked |= {"episodes": episodes, "videos": episodes * max(1, len(chosen.cameras))}
+        describe(config, needs, None, dataset=asked, out=storage.absolute(args.out))
         return 0
     with start(config.cluster, needs=needs), counted("read") as show:
-        report = read_dataset(args.source, spec, args.out, config, lambda done: show(done, done, "videos"))
+        report = read_dataset(args.source, spec, args.out, config, lambda done, total: show(done, total, "videos"))
     _print(report)
     return 0
 

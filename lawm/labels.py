@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from lawm import storage
 from lawm.config import ClipSpec, LawmError
+from lawm.shards import parquet_errors
 from lawm.timing import choose
 
 ActionKind = Literal["sum", "first", "state_delta", "pose_delta", "planar_delta"]
@@ -272,7 +273,7 @@ def write_labels(rows: Iterable[VideoLabels], uri: str, kind: ActionKind = "sum"
 
 def read_labels(uri: str) -> Labels:
     """Read a table of labels (local path or s3://). Raises LawmError where it is missing, not Parquet or malformed."""
-    with storage.open_file(uri) as file, storage.parquet_errors(uri, ". A table of labels was expected"):
+    with storage.open_file(uri) as file, parquet_errors(uri, ". A table of labels was expected"):
         table = pq.read_table(file)
     return Labels(table, uri)
 

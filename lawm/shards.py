@@ -10,6 +10,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -276,7 +277,7 @@ def read_pieces(uri: str, columns: Sequence[str] = PLAN_COLUMNS) -> Iterator[Ind
     """The index at `uri` piece by piece, or some columns of it, `source` then dictionary-encoded. Raises as
     `read_index`."""
     whole = len(columns) == len(INDEX_SCHEMA.names)
-    with storage.open_file(uri) as file, storage.parquet_errors(uri, ". Make one with `lawm index`"):
+    with storage.open_file(uri) as file, parquet_errors(uri, ". Make one with `lawm index`"):
         found = pq.ParquetFile(file, read_dictionary=[] if whole else ["source"])
         names = found.schema_arrow.names
         missing = [name for name in INDEX_SCHEMA.names if name not in (*names, *_LATER)]
@@ -292,6 +293,16 @@ def read_pieces(uri: str, columns: Sequence[str] = PLAN_COLUMNS) -> Iterator[Ind
                 if name not in names:
                     table = table.append_column(name, pa.nulls(len(table)))
             yield Index(table.select(schema.names).cast(schema))
+
+
+@contextmanager
+def parquet_errors(uri: str, hint: str = "") -> Iterator[None]:
+    """What pyarrow says of a file that is no Parquet file, or a damaged one, as LawmError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        said = next(iter(str(error).splitlines()), "")[:200]
+        raise LawmError(f"{uri}: not a Parquet file, or damaged ({said}){hint}") from None
 
 
 def _any(file: pq.ParquetFile, name: str) -> bool:

@@ -56,7 +56,10 @@ def is_s3(uri: str) -> bool:
 
 def absolute(uri: str) -> str:
     """`uri` with a local path made absolute (links are kept as they are); raises StorageError for other schemes."""
-    return uri if is_s3(uri) else os.path.abspath(_local(uri))
+    if is_s3(uri):
+        _bucket_key(uri)
+        return uri
+    return os.path.abspath(_local(uri))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -314,9 +317,9 @@ class _S3Window(_Window):
     what it holds when it does. `total` (the object's size) and `version` are known from the first answer on, where
     they were not before."""
 
-    def __init__(self, uri: str, offset: int, size: int, version: int | None = None) -> None:
+    def __init__(self, uri: str, offset: int, size: int, version: int | None = None, ahead: int = 0) -> None:
         super().__init__(uri, offset, size)
-        self.version = version
+        self.version, self._ahead = version, ahead or _READ_AHEAD
         self.total: int | None = None
         self._held: list[tuple[int, bytes]] = []
 
@@ -325,8 +328,7 @@ class _S3Window(_Window):
             if start <= offset < start + len(data):
                 break
         else:
-            least = self._size if self._size <= _WHOLE else _READ_AHEAD
-            want = min(max(len(buffer), least), self._offset + self._size - offset)
+            want = min(max(len(buffer), self._ahead), self._offset + self._size - offset)
             start, (data, total, version) = offset, _get(self.name, offset, want, self.version)
             self.version = version if self.version is None else self.version
             self.total = total if self.total is None else self.total
@@ -372,7 +374,7 @@ def open_file(uri: str, offset: int = 0, size: int | None = None) -> BinaryIO:
         there, etag = _head(uri)
         length = max(0, there - offset)
         raw: io.RawIOBase = _S3Window(uri, offset, length if size is None else min(size, length), _version(etag))
-        return cast(BinaryIO, io.BufferedReader(raw, 1 << 16))
+        return cast(BinaryIO, io.BufferedReader(raw, min(_READ_AHEAD, 1 << 16)))
     path = _local(uri)
     with _local_errors(uri):
         if offset == 0 and size is None:
@@ -394,7 +396,7 @@ def open_part(uri: str, offset: int, size: int, version: int | None = None) -> P
     """Bytes [offset, offset + size) of an S3 object, whose size is known: no more requests than reads, and one for
     all of it up to 8 MiB. Raises NotFoundError; ReplacedError, now or later, where it is not of that `version`;
     StorageError."""
-    raw = _S3Window(uri, offset, size, version)
+    raw = _S3Window(uri, offset, size, version, size if size <= _WHOLE else _READ_AHEAD)
     file = io.BufferedReader(raw, 1 << 16)
     file.peek(1)
     total = _head(uri)[0] if raw.total is None else raw.total
@@ -476,9 +478,14 @@ def _list_local(root: str) -> Iterator[tuple[str, int]]:
                 if entry.is_dir():
                     yield from walk(entry.path)
                 elif entry.is_file():
-                    yield entry.path, entry.stat().st_size
+                    yield _sayable(entry.path), entry.stat().st_size
 
     yield from walk(root)
+
+
+def _sayable(path: str) -> str:
+    """A name that is not UTF-8, which no table can hold, with its odd bytes spelt out: it will be missing."""
+    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _list_s3(uri: str) -> Iterator[tuple[str, int]]:
@@ -581,16 +588,3 @@ def delete(uri: str) -> None:
             shutil.rmtree(path)
         else:
             Path(path).unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------- Arrow
-@contextmanager
-def parquet_errors(uri: str, hint: str = "") -> Iterator[None]:
-    """What pyarrow says of a file that is no Parquet file, or a damaged one, as LawmError."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        said = next(iter(str(error).splitlines()), "")[:200]
-        raise LawmError(f"{uri}: not a Parquet file, or damaged ({said}){hint}") from None

@@ -211,5 +211,5 @@ def kinetics(root: Path, flat: bool) -> None:
         (root / "annotations").mkdir()
         (root / "annotations/train.csv").write_text(
             "label,youtube_id,time_start,time_end,split\nabseiling,abc_-12_DEF,1,11,train\n"
-            "zumba,xyz12345678,10,20,train\nyoga,never_there,0,10,train\n"
+            "zumba,xyz12345678,10,20,train\nyoga,never_there,0,10,train\nodd,a,1.2.3,nan,train\nodd,b,,nan,\n"
         )

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,16 @@ from made_videos import number_of, write_video
 from PIL import Image
 
 from jobs.__main__ import main
+from lawm import storage
 from lawm.clips import ClipReader, Sample
-from lawm.cluster.dataset import held_against
+from lawm.cluster.dataset import _checked, held_against
 from lawm.cluster.session import Session
 from lawm.config import ClipSpec, Config, DataConfig, LawmError, PixelsEncoder
-from lawm.datasets.common import ReadSpec, open_hdf5
+from lawm.datasets.common import ReadSpec, Recording, open_hdf5
 from lawm.datasets.layouts import layout
 from lawm.datasets.recon import motion_jpeg
 from lawm.labels import VideoLabels, deltas, read_labels
-from lawm.shards import read_index
+from lawm.shards import VideoRef, read_index, unique_keys
 from lawm.simulation import PushTSpec, simulate_pusht
 
 CLIP = ClipSpec(frames=4, fps=4.0, size=96)
@@ -194,6 +196,8 @@ def test_droid_raw(ray_cluster: Session, tmp_path: Path, capsys: pytest.CaptureF
     (root / (at % 7)).mkdir(parents=True)  # an upload that was given up: no metadata
     droid_raw(root / (at % 8), 60, 60, 8)
     (root / (at % 8) / "trajectory.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 100)
+    droid_raw(root / (at % 5), 60, 60, 5)
+    next((root / (at % 5)).glob("metadata_*.json")).write_text("[]")
     droid_raw(root / (at % 9), 60, 60, 9)
     os.remove(root / (at % 9) / "recordings/MP4/22000002.mp4")
     assert main(["dataset", "droid", str(root), "--out", str(tmp_path / "o")]) == 0
@@ -205,6 +209,7 @@ def test_droid_raw(ray_cluster: Session, tmp_path: Path, capsys: pytest.CaptureF
     assert reasons["9:43"] == "labels: 50 frames, and 60 steps in the labels"
     assert "without a clock the cadence is unknown" in reasons["9:44"]
     assert "not HDF5, or damaged" in reasons["9:48"]
+    assert "expected an object" in reasons["9:45"]
     assert reasons["9:49"].startswith("missing: ext1 is success/")
     usable = index.usable()
     assert usable.table["frames"].to_pylist() == [60, 59, 60]  # never longer than the labels
@@ -218,6 +223,39 @@ def test_droid_raw(ray_cluster: Session, tmp_path: Path, capsys: pytest.CaptureF
     assert left.ref.source.endswith("24000003.mp4")
 
 
+@pytest.mark.parametrize("kind", ["droid", "recon", "lerobot"])
+def test_a_storage_that_is_lost_is_no_fault_of_the_episodes(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    droid_raw(tmp_path / "droid/one", 30, 30)
+    data_sets.recon_folder(tmp_path / "recon/t0", 20, 20)
+    lerobot(tmp_path / "lerobot", droid=False)
+    how, spec = layout(kind), layout(kind).choices(str(tmp_path / kind), ReadSpec(kind))  # type: ignore[arg-type]
+    batches = list(how.batches(str(tmp_path / kind), spec))
+
+    def lost(uri: str, *_: object) -> None:
+        raise storage.StorageError(f"s3://bucket/{uri}: cannot reach S3")
+
+    with monkeypatch.context() as patch:
+        for name in ("read_bytes", "open_file"):
+            patch.setattr(storage, name, lost)
+        with pytest.raises(storage.StorageError, match="cannot reach S3"):
+            how.read(batches[0], spec, str(tmp_path / "out"))
+    assert not list((tmp_path / "out").glob("*.tar")) if (tmp_path / "out").exists() else True
+    assert all(r.reason is None for r in how.read(batches[0], spec, str(tmp_path / "out")))
+
+
+def test_keys_stay_apart() -> None:
+    refs = [VideoRef("/v", 0, 1, key) for key in ("a", "a#2", "a", "a", "b", "b", "b#2")]
+    assert len({ref.key for ref in unique_keys(refs)}) == 7
+    recordings = [Recording(replace(ref, offset=i)) for i, ref in enumerate(refs)]
+    assert len({r.ref.key for r in _checked(recordings)}) == 7 and all(r.reason is None for r in _checked(recordings))
+    assert [r.reason for r in _checked([Recording(refs[0]), Recording(refs[2])])] == [
+        None,
+        "labels: the same video as a",
+    ]
+
+
 def test_droid_raw_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(LawmError, match=r"no metadata_\*\.json below it"):
@@ -229,7 +267,7 @@ def test_droid_raw_that_is_none(tmp_path: Path) -> None:
 
 
 def test_videos_are_held_against_their_labels() -> None:
-    row = {"reason": None, "frames": 60, "rate": 15.0, "duration_s": 4.0}
+    row = {"reason": None, "frames": 60, "rate": 15.0, "duration_s": 4.0, "variable_rate": False}
 
     def said(steps: int, rate: float = 15.0) -> dict[str, Any]:
         return held_against(row, VideoLabels("v", rate, np.zeros((0, 1)), np.zeros((steps, 7))))
@@ -238,6 +276,12 @@ def test_videos_are_held_against_their_labels() -> None:
     assert said(59) == row | {"frames": 59, "duration_s": 59 / 15}
     assert said(62)["reason"] == "labels: 60 frames, and 62 steps in the labels"
     assert said(60, 30.0)["reason"] == "labels: 15.000 frames a second, and 30.000 steps"
+    assert said(60, 15.1) == row | {"duration_s": 60 / 15.1}  # 0.4 steps at the end
+    assert "15.200 steps" in said(60, 15.2)["reason"]
+    long = row | {"frames": 1800, "duration_s": 120.0}
+    assert "15.010 steps" in held_against(long, VideoLabels("v", 15.01, np.zeros((1800, 7))))["reason"]
+    row |= {"variable_rate": True}
+    assert "variable rate" in said(60)["reason"]
     refused = row | {"reason": "corrupt"}
     assert held_against(refused, VideoLabels("v", 15.0, np.zeros((60, 7)))) == refused
 
@@ -258,6 +302,11 @@ def test_recon_in_nwms_layout(ray_cluster: Session, tmp_path: Path) -> None:
     (root / "evil/traj_data.pkl").write_bytes(pickle.dumps(Evil(str(tmp_path / "was here"))))
     data_sets.recon_folder(root / "torn", 20, 20)
     (root / "torn/traj_data.pkl").write_bytes((root / "t0/traj_data.pkl").read_bytes()[:100])
+    data_sets.recon_folder(root / "flat", 20, 20)
+    flat = bytearray(data_sets.jpeg(3))
+    at = flat.index(b"\xff\xc0")
+    flat[at + 5 : at + 7] = b"\0\0"
+    (root / "flat/3.jpg").write_bytes(flat)
     assert main(["dataset", "recon", str(root), "--out", str(tmp_path / "o")]) == 0
     assert not (tmp_path / "was here").exists()
     index = read_index(str(tmp_path / "o/index.parquet"))
@@ -266,15 +315,40 @@ def test_recon_in_nwms_layout(ray_cluster: Session, tmp_path: Path) -> None:
     for key, said in (
         ("short", "20 pictures and 15 positions; they cannot be matched"), ("gap", "picture 7 of 19 is missing"),
         ("png", "picture 3 is no JPEG"), ("sizes", "pictures of different sizes"), ("evil", "it asks for"),
-        ("torn", "refused or damaged"),
+        ("torn", "refused or damaged"), ("flat", "picture 3 is no JPEG"),
     ):  # fmt: skip
         assert said in reasons[key], (key, reasons[key])
+    with pytest.raises(LawmError, match=r"have neither labels nor a cache: set data\.clip\.start=exact"):
+        reader(tmp_path / "o", CLIP.model_copy(update={"start": "keyframe"}))
     found = reader(tmp_path / "o")
     assert found.labels is not None and found.labels.action_dim == 3
     assert check(found, {key: (states, 0) for key, states in truth.items()}, "planar_delta") >= 9
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "o").glob("*.tar")}
-    assert main(["dataset", "recon", str(root), "--out", str(tmp_path / "o")]) == 0  # shards are kept
-    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "o").glob("*.tar")} != {}
+
+
+@pytest.mark.ray
+def test_recon_is_read_anew_where_it_has_changed(ray_cluster: Session, tmp_path: Path) -> None:
+    for n in range(2):
+        data_sets.recon_folder(tmp_path / f"r/t{n}", 20, 20, n)
+    (tmp_path / "r/t1/3.jpg").rename(tmp_path / "kept.jpg")
+
+    def run() -> tuple[dict[str, int], np.ndarray, list[str | None]]:
+        assert main(["dataset", "recon", str(tmp_path / "r"), "--out", str(tmp_path / "o")]) == 0
+        shards = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "o").glob("*.tar")}
+        labels = read_labels(str(tmp_path / "o/labels.parquet"))
+        return shards, labels.of("t0").states, read_index(str(tmp_path / "o/index.parquet")).table["reason"].to_pylist()  # type: ignore[return-value]
+
+    assert "picture 3 of 19 is missing" in run()[2][1]  # type: ignore[operator]
+    (tmp_path / "kept.jpg").rename(tmp_path / "r/t1/3.jpg")
+    mended = run()
+    assert mended[2] == [None, None]
+    assert run()[0] == mended[0]  # shards are kept
+    (tmp_path / "r/t0/traj_data.pkl").write_bytes(
+        pickle.dumps({"position": np.full((20, 2), 5.0), "yaw": np.zeros(20)})
+    )
+    assert np.array_equal(run()[1][:, 0], np.full(20, 5.0))
+    for path in (tmp_path / "o").glob("*.tar"):
+        path.write_bytes(b"junk")
+    assert run()[2] == [None, None]
 
 
 class Evil:
@@ -359,7 +433,7 @@ def test_pusht_and_the_job(ray_cluster: Session, tmp_path: Path, capsys: pytest.
         (["dataset", "pusht", str(tmp_path / "none"), "--out", str(tmp_path / "q")], "no such file"),
         (["dataset", "kinetics", str(tmp_path / "p"), "--out", str(tmp_path / "o")], "was made with other settings"),
         (["dataset", "imagenet", str(tmp_path), "--out", str(tmp_path / "q")], "invalid choice"),
-        ([*ask, "--camera", "a"], "--cameras means nothing for pusht"),
+        ([*ask, "--camera", "a"], "--camera means nothing for pusht"),
         ([*ask, "--limit", "0"], "--limit 0: expected 1 or more"),
     ):
         assert main(wrong) == 2

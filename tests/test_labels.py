@@ -7,10 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_videos import LIMITS, number_of, ref_to, write_video
 from scipy.spatial.transform import Rotation
 
 from lawm.config import ClipSpec, LawmError
 from lawm.labels import LABELS_SCHEMA, Labels, VideoLabels, labels_table, read_labels, write_labels
+from lawm.video import VideoError, decode_clip
 
 CLIP = ClipSpec(frames=4, fps=4)
 
@@ -174,6 +176,38 @@ def test_deltas_and_first_go_with_any_rate(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_labels(uri).actions_for("v", 0.0, CLIP), [[0], [3], [7]])
     with pytest.raises(LawmError, match=r"has 12 actions; a clip of 4 frames at 4 fps from 0\.5 s needs 16"):
         read_labels(uri).actions_for("v", 0.5, CLIP)
+
+
+@pytest.mark.parametrize(("rate", "fps"), [(5.0, 4.0), (4.0, 3.0), (14.97, 4.0), (30.0, 7.0), (4.0, 4.0), (3.0, 4.0)])
+def test_labels_belong_to_the_frames_that_are_shown(rate: float, fps: float, tmp_path: Path) -> None:
+    """Where frames are further apart than the clip's, the next one is shown, and its label has to go with it."""
+    write_video(tmp_path / "v.mp4", 120, times=[i / rate for i in range(120)], gop=12)
+    found = kept(tmp_path, np.arange(120.0)[:, None], "state_delta", rate)
+    clip = ClipSpec(frames=6, fps=fps, size=96)
+    for start in np.arange(0, (119 - 6 * rate / fps) / rate, 0.25):
+        try:
+            shown = decode_clip(ref_to(tmp_path / "v.mp4"), float(start), clip, LIMITS)
+        except VideoError:
+            assert rate < fps  # frames too far apart
+            continue
+        numbers = [number_of(frame) for frame in shown.frames_FCHW]
+        for seconds in (None, shown.seconds_F):  # as from a cache, and as decoded
+            assert found.states_for("v", float(start), clip, seconds)[:, 0].tolist() == numbers
+
+
+def test_a_large_table_takes_no_more_memory_than_its_numbers() -> None:
+    import tracemalloc
+
+    rows = [VideoLabels(str(i), 15.0, np.zeros((0, 1), np.float32), np.ones((350, 7), np.float32)) for i in range(500)]
+    tracemalloc.start()
+    table = labels_table(rows, "pose_delta")
+    assert tracemalloc.get_traced_memory()[1] < 4 * 500 * 350 * 7 * 4
+    tracemalloc.stop()
+    assert table["states"][499].as_py() == [[1.0] * 7] * 350 and table["actions"][0].as_py() == []
+    mixed = labels_table(
+        [VideoLabels("a", 1.0, np.ones((2, 3))), VideoLabels("b", 1.0, np.ones((1, 3)), np.ones((2, 1)))]
+    )
+    assert mixed["states"].to_pylist() == [None, [[1.0], [1.0]]]
 
 
 def test_kinds_that_cannot_be(tmp_path: Path) -> None:

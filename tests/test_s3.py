@@ -107,12 +107,12 @@ def test_a_network_that_stays_bad_is_said_in_time(proxy: FaultProxy, monkeypatch
     assert "\n" not in str(caught.value) and 40 < len(proxy.faults) < 50
 
 
-def test_a_small_video_is_asked_for_once(proxy: FaultProxy, server: tuple[str, Path]) -> None:
+def test_a_small_video_is_asked_for_once(proxy: FaultProxy, tmp_path: Path) -> None:
     """However a container is read to and fro."""
-    path = server[1] / "bucket/small.mp4"
-    write_video(path, 150, gop=5, options={"crf": "5"})
-    assert 1 << 16 < path.stat().st_size < 1 << 20
-    (ref,) = list_videos(["s3://bucket/small.mp4"])
+    write_video(tmp_path / "v.mp4", 150, gop=5, options={"crf": "5"})
+    assert 1 << 16 < (tmp_path / "v.mp4").stat().st_size < 1 << 20
+    storage.write_bytes("s3://bucket/little/v.mp4", (tmp_path / "v.mp4").read_bytes())
+    (ref,) = list_videos(["s3://bucket/little"])
     before = len(proxy.requests)
     clip = decode_clip(ref, 2.0, CLIP, LIMITS)
     assert [number_of(frame) for frame in clip.frames_FCHW] == [60, 67, 75, 82]

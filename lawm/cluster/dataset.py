@@ -22,7 +22,7 @@ from lawm.cluster.session import DECODE, decode_slots, label_selector
 from lawm.config import Config, LawmError
 from lawm.datasets.common import FRAMES_OFF, Batch, ReadSpec, Recording
 from lawm.datasets.layouts import layout
-from lawm.labels import ActionKind, VideoLabels, write_labels
+from lawm.labels import ActionKind, Labels, VideoLabels, labels_table
 from lawm.shards import INDEX_SCHEMA, Index, empty_row, read_index, rows_to_table, write_index
 
 DRIFT = 0.5
@@ -31,6 +31,7 @@ CLASSES_SCHEMA = pa.schema([("key", pa.string()), ("split", pa.string()), ("labe
 HELD = ("frames", "rate", "variable_rate", "duration_s", "reason")
 """Columns of the index that labels are held against, and may change."""
 ATTEMPTS = 2
+MANIFEST = "dataset.json"
 
 
 @dataclass(frozen=True)
@@ -50,32 +51,44 @@ class DatasetReport:
 
 
 def read_dataset(
-    source: str, spec: ReadSpec, out: str, config: Config, progress: Callable[[int], None] | None = None
+    source: str, spec: ReadSpec, out: str, config: Config, progress: Callable[[int, int], None] | None = None
 ) -> DatasetReport:
-    """Reads the data set at `source`, inside `session.start`. `progress(episodes read)`. Raises LawmError: not of that
-    layout, another data set in `out`, nothing that can be used."""
-    source, out = storage.absolute(source), storage.absolute(out)
+    """Reads the data set at `source`, inside `session.start`. `progress(videos read, of how many)`. Raises LawmError:
+    not of that layout, another data set in `out`, nothing that can be used."""
+    source, out = storage.absolute(source).rstrip("/"), storage.absolute(out).rstrip("/")
     how = layout(spec.kind)
     chosen = how.choices(source, spec)
-    storage.check_folder(out)
-    claim(out, "dataset.json", json.loads(json.dumps({"source": source} | asdict(chosen))))
+    check_place(source, out, spec)
+    wanted = json.loads(json.dumps({"source": source} | asdict(chosen)))
+    if storage.exists(storage.join(out, MANIFEST)):
+        claim(out, MANIFEST, wanted)
+    batches = list(how.batches(source, chosen))
+    total = sum(batch.episodes for batch in batches) * max(1, len(chosen.cameras))
     recordings: list[Recording] = []
-    for found in _read_all(source, chosen, out, config):
+    for found in _read_all(source, batches, chosen, out, config):
         recordings += found
         if progress is not None:
-            progress(len(recordings))
+            progress(len(recordings), total)
     if not recordings:
         raise LawmError(f"{source}: no video found in the layout {spec.kind}")
-    recordings = _own_keys(recordings)
-    uri = storage.join(out, "index.parquet")
+    recordings = _checked(recordings)
     good = [r for r in recordings if r.reason is None]
     if not good:
         raise LawmError(f"{source}: none of {len(recordings)} videos can be used; the first: {recordings[0].reason}")
-    build_index([source], uri, config, refs=(r.ref for r in good))
-    if chosen.actions is not None or len(good) < len(recordings):
-        write_index(_matched(recordings, read_index(uri)), uri)
-    labels, classes = _write_tables(recordings, chosen.actions, out)
-    index = read_index(uri)
+    table = _label_table(recordings, chosen.actions, source)
+    claim(out, MANIFEST, wanted)
+    # The index comes last, so that none is there that was not held against its labels.
+    uri, probed = storage.join(out, "index.parquet"), storage.join(out, "probed.parquet")
+    build_index([source], probed, config, refs=(r.ref for r in good))
+    index = _matched(recordings, read_index(probed))
+    if not len(index.usable()):
+        said = ", ".join(f"{reason} {count}" for reason, count in index.reasons().items())
+        raise LawmError(
+            f"{source}: none of {len(index)} videos can be used ({said}); the first: {index.table['reason'][0].as_py()}"
+        )
+    labels, classes = _write_tables(recordings, table, out)
+    write_index(index, uri)
+    storage.delete(probed)
     usable = index.usable()
     examples: dict[str, str] = {}
     for key, reason in zip(index.keys(), index.table["reason"].to_pylist(), strict=True):
@@ -85,7 +98,7 @@ def read_dataset(
     return DatasetReport(uri, labels, classes, len(index), len(usable), hours, index.reasons(), examples, chosen)
 
 
-def _read_all(source: str, spec: ReadSpec, out: str, config: Config) -> Iterator[list[Recording]]:
+def _read_all(source: str, batches: list[Batch], spec: ReadSpec, out: str, config: Config) -> Iterator[list[Recording]]:
     """Recordings by batch, in the layout's order, as many batches at once as there are slots."""
     remote = ray.remote(_read).options(
         num_cpus=config.cluster.decode_cpus, max_retries=0, label_selector=label_selector(config.cluster, DECODE)
@@ -109,7 +122,7 @@ def _read_all(source: str, spec: ReadSpec, out: str, config: Config) -> Iterator
         raise AssertionError("not reached")
 
     try:
-        for batch in layout(spec.kind).batches(source, spec):
+        for batch in batches:
             waiting.append((batch, remote.remote(batch, spec, out)))
             if len(waiting) > decode_slots(config.cluster) + 2:
                 yield result()
@@ -124,13 +137,15 @@ def _read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
     return layout(spec.kind).read(batch, spec, out)
 
 
-def _own_keys(recordings: list[Recording]) -> list[Recording]:
-    """A key that an earlier one has gets `#2`, here and in its labels; labels that hold no numbers are refused, lest
-    one episode spoil the table of all."""
+def _checked(recordings: list[Recording]) -> list[Recording]:
+    """Each with a key of its own (`#2`, ...), here and in its labels. Refused are videos that are there twice, and
+    labels that hold no numbers, or not as many as the first, lest one episode spoil the table of all."""
     used: dict[str, int] = {}
+    places: dict[tuple[Any, ...], str] = {}
+    widths: tuple[int, ...] | None = None
     found = []
     for recording in recordings:
-        key = recording.ref.key
+        key, place = recording.ref.key, recording.ref.place
         used[key] = used.get(key, 0) + 1
         if used[key] > 1:
             while f"{key}#{used[key]}" in used:
@@ -139,11 +154,31 @@ def _own_keys(recordings: list[Recording]) -> list[Recording]:
             used[key] = 1
             labels = recording.labels and replace(recording.labels, key=key)
             recording = replace(recording, ref=replace(recording.ref, key=key), labels=labels)
-        values = [] if recording.labels is None else [recording.labels.actions, recording.labels.states]
-        if not all(v is None or np.isfinite(v).all() for v in values):
-            recording = replace(recording, labels=None, reason="labels: some are not finite, or beyond float32")
-        found.append(recording)
+        values = (
+            [v for v in (recording.labels.actions, recording.labels.states) if v is not None]
+            if recording.labels
+            else []
+        )
+        own = tuple(v.shape[1] for v in values)
+        reason = recording.reason
+        if reason is None and place in places:
+            reason = f"labels: the same video as {places[place]}"
+        elif not all(np.isfinite(v).all() for v in values):
+            reason = "labels: some are not finite, or beyond float32"
+        elif values and (0 in own or own != (widths or own)):
+            reason = f"labels: {own} numbers a step; expected {widths or 'one or more'}, as in the first"
+        if reason is None:
+            places[place] = key
+            widths = widths or own or None
+        found.append(recording if reason is None else replace(recording, labels=None, reason=reason))
     return found
+
+
+def check_place(source: str, out: str, spec: ReadSpec) -> None:
+    """Raises LawmError for an `out` that cannot be written to, or in which the data set would be found again."""
+    storage.check_folder(out)
+    if spec.kind == "lerobot" and f"{out}/".startswith(f"{source}/"):
+        raise LawmError(f"--out {out} is inside the data set {source}; choose another place")
 
 
 def _matched(recordings: list[Recording], index: Index) -> Index:
@@ -181,15 +216,26 @@ def held_against(row: dict[str, Any], labels: VideoLabels) -> dict[str, Any]:
     return row | {"frames": frames, "duration_s": min(row["duration_s"], steps / labels.rate_hz)}
 
 
-def _write_tables(recordings: list[Recording], kind: ActionKind | None, out: str) -> tuple[str | None, str | None]:
+def _label_table(recordings: list[Recording], kind: ActionKind | None, source: str) -> pa.Table | None:
+    """The table of labels, looked at before anything is written; None where there are none."""
     labelled = [r.labels for r in recordings if r.labels is not None]
-    if kind is not None and labelled:
+    if kind is None or not labelled:
+        return None
+    table = labels_table(labelled, kind)
+    Labels(table, source)
+    return table
+
+
+def _write_tables(recordings: list[Recording], table: pa.Table | None, out: str) -> tuple[str | None, str | None]:
+    sink = BytesIO()
+    if table is not None:
         uri = storage.join(out, "labels.parquet")
-        write_labels(labelled, uri, kind)
+        pq.write_table(table, sink, compression="zstd")
+        storage.write_bytes(uri, sink.getvalue())
         return uri, None
     if not any(r.label or r.split for r in recordings):
         return None, None
-    uri, sink = storage.join(out, "classes.parquet"), BytesIO()
+    uri = storage.join(out, "classes.parquet")
     columns = [[r.ref.key for r in recordings], [r.split for r in recordings], [r.label for r in recordings]]
     pq.write_table(pa.Table.from_arrays([pa.array(c, pa.string()) for c in columns], schema=CLASSES_SCHEMA), sink)
     storage.write_bytes(uri, sink.getvalue())

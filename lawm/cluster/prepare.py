@@ -123,8 +123,8 @@ def claim(out: str, name: str, wanted: dict[str, Any]) -> None:
     where = join(out, name)
     if exists(where):
         try:
-            there = json.loads(read_bytes(where))
-        except ValueError:
+            there = dict(json.loads(read_bytes(where)))
+        except (ValueError, TypeError):
             raise LawmError(f"{where}: damaged; choose another --out, or remove it") from None
         differ = [f"{k} = {there.get(k)!r} there, {v!r} now" for k, v in wanted.items() if there.get(k) != v]
         if differ:

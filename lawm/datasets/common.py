@@ -56,6 +56,7 @@ class Batch:
 
     number: int
     what: Any
+    episodes: int
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ def in_batches(items: Iterable[Any], size: int = EPISODES_A_BATCH) -> Iterator[B
     for item in items:
         held.append(item)
         if len(held) == size:
-            yield Batch(number, held)
+            yield Batch(number, held, len(held))
             held, number = [], number + 1
     if held:
-        yield Batch(number, held)
+        yield Batch(number, held, len(held))
 
 
 def limited(items: Iterable[Any], limit: int | None) -> Iterator[Any]:
@@ -91,14 +92,15 @@ def limited(items: Iterable[Any], limit: int | None) -> Iterator[Any]:
 def read_json(uri: str) -> Any:
     try:
         return json.loads(storage.read_bytes(uri))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LawmError(f"{uri}: not JSON ({error})") from None
 
 
 def refuse_options(spec: ReadSpec, *names: str) -> None:
     for name in names:
         if getattr(spec, name):
-            raise LawmError(f"--{name.replace('_', '-')} means nothing for {spec.kind}; leave it out")
+            option = "camera" if name == "cameras" else name
+            raise LawmError(f"--{option} means nothing for {spec.kind}; leave it out")
 
 
 def refusal(error: LawmError, folder: str) -> str:
@@ -107,7 +109,7 @@ def refusal(error: LawmError, folder: str) -> str:
     lost = isinstance(error, storage.StorageError) and not isinstance(error, storage.NotFoundError)
     if lost and storage.S3 in str(error):
         raise error
-    return f"labels: {' '.join(str(error).replace(folder, '').strip('/').split())}"
+    return f"labels: {' '.join(str(error).replace(folder, '').strip('/: ').split())}"
 
 
 def need_h5py() -> None:
@@ -138,6 +140,8 @@ def array(file: Any, uri: str, name: str, dims: int | None = None) -> np.ndarray
         values = np.asarray(file[name][()], np.float64)
     except (KeyError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise LawmError(f"{uri}: no readable {name} ({str(error)[:80]})") from None
-    if not np.isfinite(values).all() or (dims is not None and values.ndim != dims) or not values.size:
-        raise LawmError(f"{uri}: {name} of shape {values.shape} has values that are no numbers, or none")
+    if values.ndim != dims if dims is not None else not values.ndim:
+        raise LawmError(f"{uri}: {name} has {values.ndim} dimensions; expected {dims or 'at least 1'}")
+    if not values.size or not np.isfinite(values).all():
+        raise LawmError(f"{uri}: {name} of shape {values.shape} has values that are not finite, or none")
     return values

@@ -37,7 +37,7 @@ def choices(source: str, spec: ReadSpec) -> ReadSpec:
             raise LawmError(f"--camera {camera}: expected all, or some of {', '.join(_DROID_CAMERAS)}")
     if spec.actions not in (None, "pose_delta", "state_delta"):
         raise LawmError(f"--actions {spec.actions}: DROID's labels are poses; expected pose_delta or state_delta")
-    cameras = ("ext1", "ext2", "wrist") if "all" in spec.cameras else spec.cameras or ("ext1",)
+    cameras = ("ext1", "ext2", "wrist") if "all" in spec.cameras else tuple(dict.fromkeys(spec.cameras)) or ("ext1",)
     return ReadSpec(spec.kind, cameras, spec.actions or "pose_delta", limit=spec.limit)
 
 
@@ -50,7 +50,7 @@ def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
         raise LawmError(f"{source}: no metadata_*.json below it; expected <lab>/success/<date>/<episode>/ folders")
     of: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for uri, size in sizes.items():
-        if uri.endswith(".mp4"):
+        if uri.lower().endswith(".mp4"):
             of[posixpath.dirname(posixpath.dirname(posixpath.dirname(uri)))][uri] = size
     episodes = (
         {"metadata": uri, "folder": (folder := posixpath.dirname(uri)), "root": root, "videos": of[folder]}

@@ -40,18 +40,20 @@ def _ssv2_batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
     """<anywhere>/<id>.webm, and JSON lists whose names end in train, validation and test (.json)."""
     root = storage.absolute(source).rstrip("/")
     known: dict[str, tuple[str, str | None]] = {}
+    lists = 0
     for uri, _ in storage.list_files(root, (".json",)):
-        match = re.search(r"(train|validation|test)\.json$", posixpath.basename(uri))
-        if not match:
+        match = re.search(r"(?:^|-)(train|validation|test)\.json$", posixpath.basename(uri))
+        rows = read_json(uri) if match else None
+        if not match or not isinstance(rows, list):
             continue
-        rows = read_json(uri)
-        if not isinstance(rows, list):
-            raise LawmError(f"{uri}: expected a list of videos")
+        lists += 1
         for row in rows:
             if not isinstance(row, dict) or "id" not in row:
                 raise LawmError(f"{uri}: an entry without an id: {str(row)[:80]}")
             said = row.get("template") or row.get("label")
-            known[str(row["id"])] = (match[1], said and re.sub(r"[\[\]]", "", str(said)))
+            known[str(row["id"])] = (match[1], said and re.sub(r"[\[\]]", "", plain(str(said))))
+    if not lists:
+        raise LawmError(f"{source}: no list of videos in train.json, validation.json or test.json, under any prefix")
 
     def found() -> Iterator[Recording]:
         for ref in list_videos([root]):
@@ -68,7 +70,7 @@ def _kinetics_batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
     known: dict[str, tuple[str | None, str]] = {}
     for uri, _ in storage.list_files(root, (".csv",)):
         text = storage.read_bytes(uri).decode("utf-8-sig", "replace")
-        for row in csv.DictReader(io.StringIO(text)):
+        for row in _csv_rows(text):
             with suppress(ValueError, TypeError, OverflowError, KeyError):  # a row that says no times
                 start, end = (int(float(row[name])) for name in ("time_start", "time_end") if row.get(name))
                 known[f"{row['youtube_id']}_{start:06d}_{end:06d}"] = (row.get("label") or None, row.get("split") or "")
@@ -82,6 +84,16 @@ def _kinetics_batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
             yield Recording(ref, label=label or (inside[-1] if inside else None), split=split or None)
 
     yield from in_batches(limited(found(), spec.limit), 4096)
+
+
+def _csv_rows(text: str) -> Iterator[dict[str, str]]:
+    with suppress(csv.Error):  # another file that ends in .csv
+        yield from csv.DictReader(io.StringIO(text, newline=""))
+
+
+def plain(text: str) -> str:
+    """Without what UTF-8 cannot say."""
+    return text.encode("utf-8", "replace").decode()
 
 
 _SPLITS = ("train", "val", "validate", "validation", "test")

@@ -14,8 +14,9 @@ from lawm import storage
 from lawm.config import LawmError
 from lawm.datasets.common import Batch, ReadSpec, Recording, limited, read_json, refusal, refuse_options
 from lawm.labels import ActionKind, VideoLabels
-from lawm.shards import VideoRef
+from lawm.shards import VideoRef, parquet_errors
 
+LONGEST_FILE_S = 1e7
 DROID_STATE = ("observation.state.cartesian_position", "observation.state.gripper_position")
 
 
@@ -32,7 +33,7 @@ def _info(source: str) -> dict[str, Any]:
             f"{source}: LeRobot {version}; expected v3. Convert it with LeRobot's "
             "lerobot.datasets.v30.convert_dataset_v21_to_v30"
         )
-    missing = [name for name in ("fps", "features", "data_path", "video_path") if not info.get(name)]
+    missing = [name for name in ("fps", "features", "data_path", "video_path") if info.get(name) in (None, "", {})]
     if missing:
         raise LawmError(f"{source}/meta/info.json: no {', '.join(missing)}; a data set with videos was expected")
     kinds = {"fps": (int, float), "features": dict, "data_path": str, "video_path": str}
@@ -56,7 +57,7 @@ def choices(source: str, spec: ReadSpec) -> ReadSpec:
         raise LawmError(f"--camera {unknown[0]}: not in {source}; expected all, or some of {', '.join(videos)}")
     # DROID is learnt from outside; elsewhere, too, the camera on the wrist is the odd one.
     outside = [name for name in videos if "wrist" not in name]
-    cameras = [short[c] for c in spec.cameras] if "all" not in spec.cameras else videos
+    cameras = list(dict.fromkeys(short[c] for c in spec.cameras)) if "all" not in spec.cameras else videos
     droid = all(name in features for name in DROID_STATE)
     state = spec.state or (DROID_STATE if droid else ("observation.state",) if "observation.state" in features else ())
     kind: ActionKind = spec.actions or ("pose_delta" if state == DROID_STATE else "first")
@@ -82,11 +83,15 @@ def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
                 sizes[uri] = storage.size_of(uri) if storage.exists(uri) else 0
             begin, end = (row[f"videos/{camera}/{name}_timestamp"] for name in ("from", "to"))
             videos.append((camera, uri, sizes[uri], begin, end))
-        if row["episode_index"] is None or row["length"] is None:
-            raise LawmError(f"{source}/meta/episodes: an episode without its number or its length")
-        found[data].append({"episode": int(row["episode_index"]), "length": int(row["length"]), "videos": videos})
+        if not all(isinstance(row[name], int) and row[name] >= 0 for name in ("episode_index", "length")):
+            raise LawmError(f"{source}/meta/episodes: an episode whose number or length is no whole number")
+        found[data].append({"episode": row["episode_index"], "length": row["length"], "videos": videos})
     for number, (data, episodes) in enumerate(found.items()):
-        yield Batch(number, {"data": data, "fps": float(info["fps"]), "episodes": episodes})
+        yield Batch(number, {"data": data, "fps": float(info["fps"]), "episodes": episodes}, len(episodes))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _short(camera: str) -> str:
@@ -96,7 +101,7 @@ def _short(camera: str) -> str:
 def _path(form: str, row: dict[str, Any], prefix: str, **names: str) -> str:
     try:
         return form.format(chunk_index=row[f"{prefix}/chunk_index"], file_index=row[f"{prefix}/file_index"], **names)
-    except (KeyError, IndexError, ValueError, TypeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise LawmError(f"meta/info.json: cannot make a path of {form!r} ({error!r})") from None
 
 
@@ -111,7 +116,7 @@ def _lerobot_episodes(source: str, cameras: Sequence[str]) -> Iterator[dict[str,
 
 
 def _parquet(uri: str, columns: Sequence[str]) -> pa.Table:
-    with storage.open_file(uri) as file, storage.parquet_errors(uri):
+    with storage.open_file(uri) as file, parquet_errors(uri):
         found = pq.ParquetFile(file)
         missing = [name for name in columns if name not in found.schema_arrow.names]
         if missing:
@@ -133,12 +138,15 @@ def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
     for episode in what["episodes"]:
         rows = np.flatnonzero(episode_N == episode["episode"])
         rows = rows[np.argsort(frame_N[rows], kind="stable")]
-        whole = np.array_equal(frame_N[rows], np.arange(episode["length"]))
-        wrong = trouble or (None if whole else f"labels: {len(rows)} of {episode['length']} steps are in its table")
+        length, wrong = episode["length"], trouble
+        if wrong is None and len(rows) != length:
+            wrong = f"labels: {len(rows)} of {length} steps are in its table"
+        elif wrong is None and not np.array_equal(frame_N[rows], np.arange(length)):
+            wrong = f"labels: its steps are not numbered from 0 to {length - 1}"
         for camera, uri, size, begin, end in episode["videos"]:
             key = f"{_short(camera)}/episode_{episode['episode']:06d}"
             reason = wrong
-            if reason is None and not (begin is not None and end is not None and 0 <= begin < end < math.inf):
+            if reason is None and not (_number(begin) and _number(end) and 0 <= begin < end < LONGEST_FILE_S):
                 reason = f"labels: from {begin} s to {end} s of {uri} by meta/episodes"
             if reason is not None:
                 recordings.append(Recording(VideoRef(uri, 0, size, key), reason=reason))

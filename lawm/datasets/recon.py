@@ -50,60 +50,97 @@ def choices(source: str, spec: ReadSpec) -> ReadSpec:
 def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
     root = storage.absolute(source).rstrip("/")
     if spec.kind == "recon-hdf5":
-        found = [uri for uri, _ in storage.list_files(root, (".hdf5", ".h5"))]
+        found = list(storage.list_files(root, (".hdf5", ".h5")))
         if not found:
             raise LawmError(f"{source}: no .hdf5 below it; expected RECON's recon_release/*.hdf5")
-        items = ((posixpath.splitext(uri.removeprefix(root).strip("/"))[0], uri, None) for uri in found)
+        items = ((posixpath.splitext(uri.removeprefix(root).strip("/"))[0], uri, size, None) for uri, size in found)
         yield from in_batches(limited(items, spec.limit))
         return
     pictures: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    sizes: defaultdict[str, list[int]] = defaultdict(list)
     tables: list[str] = []
-    for uri, _ in storage.list_files(root, (".pkl", ".jpg", ".jpeg")):
+    for uri, size in storage.list_files(root, (".pkl", ".jpg", ".jpeg")):
         folder, name = posixpath.split(uri)
         if name == "traj_data.pkl":
             tables.append(folder)
-        elif (stem := posixpath.splitext(name)[0]).isdigit():
+        elif (stem := posixpath.splitext(name)[0]).isdecimal() and stem.isascii():
             pictures[folder][int(stem)] = name
+            sizes[folder].append(size)
     if not tables:
         raise LawmError(f"{source}: no traj_data.pkl below it; expected <trajectory>/<i>.jpg and traj_data.pkl")
-    trajectories = ((t.removeprefix(root).strip("/") or posixpath.basename(t), t, pictures[t]) for t in tables)
+    trajectories = (
+        (t.removeprefix(root).strip("/") or posixpath.basename(t), t, sizes[t], pictures[t]) for t in tables
+    )
     yield from in_batches(limited(trajectories, spec.limit))
 
 
+Item = tuple[str, str, np.ndarray | None, list[str] | None, str | None]
+"""Name, place, states, pictures (None: inside the HDF5), and why there are no states."""
+
+
 def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
-    """Writes a tar in `out`, unless it is there: its name depends on what is in it."""
-    said = hashlib.blake2b(repr((batch.what, spec.rate)).encode(), digest_size=4).hexdigest()
-    uri = storage.join(out, f"recon-{batch.number:06d}-{said}.tar")
-    if not storage.exists(uri):
-        with storage.atomic_file(uri) as sink, tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for place, (name, where, pictures) in enumerate(batch.what):
-                info: dict[str, Any] = {"name": name, "rate_hz": spec.rate}
-                try:
-                    states, frames = _recon_hdf5(where) if pictures is None else _recon_folder(where, pictures)
-                    _add(tar, f"{place:06d}.mp4", motion_jpeg(frames, float(spec.rate or RECON_RATE)))
+    """Writes `out`/recon-<number>-<hash>.tar, unless it is there. The hash is of names, positions and sizes of
+    pictures, so that what has changed is read anew; so is a shard in which something was refused."""
+    digest = hashlib.blake2b(repr(spec.rate).encode(), digest_size=6)
+    items: list[Item] = []
+    for name, where, size, pictures in batch.what:
+        states, names, reason = None, None, None
+        try:
+            if pictures is None:
+                states = _hdf5_states(where)
+            else:
+                states, names = _folder_states(where), _in_order(where, pictures)
+            digest.update(states.tobytes())
+        except LawmError as error:
+            reason = refusal(error, where)
+        digest.update(json.dumps([name, size, reason]).encode("utf-8", "replace"))
+        items.append((name, where, states, names, reason))
+    uri = storage.join(out, f"recon-{batch.number:06d}-{digest.hexdigest()}.tar")
+    kept = _shard(uri) if storage.exists(uri) else None
+    if kept is None or any(recording.reason for recording in kept):
+        _write_shard(uri, items, float(spec.rate or RECON_RATE))
+        kept = _shard(uri)
+    if kept is None:
+        raise LawmError(f"{uri}: cannot be read back; remove it and run the same command again")
+    return kept
+
+
+def _write_shard(uri: str, items: list[Item], rate: float) -> None:
+    with storage.atomic_file(uri) as sink, tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for place, (name, where, states, names, reason) in enumerate(items):
+            info: dict[str, Any] = {"name": name, "rate_hz": rate}
+            try:
+                if states is None:
+                    info["reason"] = reason
+                else:
+                    states, frames = _together(states, _hdf5_pictures(where) if names is None else names, where)
+                    _add(tar, f"{place:06d}.mp4", motion_jpeg(frames, rate))
                     info["states"] = states.tolist()
-                except LawmError as error:
-                    info["reason"] = refusal(error, where)
-                _add(tar, f"{place:06d}.json", json.dumps(info).encode())
-    return _recon_shard(uri)
+            except LawmError as error:
+                info["reason"] = refusal(error, where)
+            _add(tar, f"{place:06d}.json", json.dumps(info).encode())
 
 
-def _recon_shard(uri: str) -> list[Recording]:
-    """What a finished shard holds, from its members."""
-    videos = {ref.key.rpartition("/")[2]: ref for ref in expand(VideoRef(uri, 0, storage.size_of(uri), "shard.tar"))}
+def _shard(uri: str) -> list[Recording] | None:
+    """What a finished shard holds, from its members; None where it is damaged."""
     recordings = []
-    with storage.open_file(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            if not member.name.endswith(".json"):
-                continue
-            info = json.load(tar.extractfile(member))  # type: ignore[arg-type]
-            ref = videos.get(member.name.replace(".json", ".mp4"))
-            if ref is None:
-                recordings.append(Recording(VideoRef(uri, 0, 0, info["name"]), reason=info["reason"]))
-                continue
-            states = np.asarray(info["states"], np.float32)
-            labels = VideoLabels(info["name"], info["rate_hz"], np.zeros((0, 1), np.float32), states)
-            recordings.append(Recording(VideoRef(uri, ref.offset, ref.size, info["name"]), labels))
+    try:
+        whole = VideoRef(uri, 0, storage.size_of(uri), "shard.tar")
+        videos = {ref.key.rpartition("/")[2]: ref for ref in expand(whole)}
+        with storage.open_file(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if not member.name.endswith(".json"):
+                    continue
+                info = json.load(tar.extractfile(member))  # type: ignore[arg-type]
+                if "reason" in info:
+                    recordings.append(Recording(VideoRef(uri, 0, 0, info["name"]), reason=info["reason"]))
+                    continue
+                ref = videos[member.name.replace(".json", ".mp4")]
+                states = np.asarray(info["states"], np.float32)
+                labels = VideoLabels(info["name"], info["rate_hz"], np.zeros((0, 1), np.float32), states)
+                recordings.append(Recording(VideoRef(uri, ref.offset, ref.size, info["name"]), labels))
+    except (tarfile.TarError, ValueError, KeyError):
+        return None
     return recordings
 
 
@@ -113,27 +150,35 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _recon_folder(folder: str, pictures: dict[int, str]) -> tuple[np.ndarray, list[bytes]]:
-    """NWM's (and GNM's) layout: positions in metres [T, 2] and yaw [T] in traj_data.pkl, pictures 0.jpg, 1.jpg, ..."""
+def _folder_states(folder: str) -> np.ndarray:
+    """NWM's (and GNM's) layout: positions in metres [T, 2] and yaw [T] in traj_data.pkl."""
     table = plain_pickle(storage.read_bytes(storage.join(folder, "traj_data.pkl")), folder)
     if not isinstance(table, dict) or not {"position", "yaw"} <= table.keys():
         raise LawmError(f"{folder}/traj_data.pkl: expected a dict with position and yaw")
+    return _planar(table["position"], table["yaw"], folder)
+
+
+def _in_order(folder: str, pictures: dict[int, str]) -> list[str]:
+    """The pictures 0.jpg, 1.jpg, ... beside it."""
     if sorted(pictures) != list(range(len(pictures))):
         absent = next(i for i in range(len(pictures)) if i not in pictures)
         raise LawmError(f"{folder}: picture {absent} of {len(pictures)} is missing")
-    states = _planar(table["position"], table["yaw"], folder)
-    return _together(states, [storage.join(folder, pictures[i]) for i in range(len(pictures))], folder)
+    return [storage.join(folder, pictures[i]) for i in range(len(pictures))]
 
 
-def _recon_hdf5(uri: str) -> tuple[np.ndarray, list[bytes]]:
-    """RECON's own files: JPEGs in images/rgb_left, jackal/position [T, 3] and jackal/yaw [T]."""
+def _hdf5_states(uri: str) -> np.ndarray:
+    """RECON's own files: jackal/position [T, 3] and jackal/yaw [T]."""
     with open_hdf5(uri) as file:
-        states = _planar(array(file, uri, "jackal/position", 2), array(file, uri, "jackal/yaw"), uri)
+        return _planar(array(file, uri, "jackal/position", 2), array(file, uri, "jackal/yaw"), uri)
+
+
+def _hdf5_pictures(uri: str) -> list[bytes]:
+    """JPEGs in images/rgb_left."""
+    with open_hdf5(uri) as file:
         try:
-            frames = [bytes(np.asarray(picture).tobytes()) for picture in file["images/rgb_left"][()]]
+            return [bytes(np.asarray(picture).tobytes()) for picture in file["images/rgb_left"][()]]
         except (KeyError, OSError, TypeError, ValueError, RuntimeError) as error:
             raise LawmError(f"{uri}: no readable images/rgb_left ({str(error)[:80]})") from None
-    return _together(states, frames, uri)
 
 
 def _planar(position: Any, yaw: Any, where: str) -> np.ndarray:
