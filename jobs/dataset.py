@@ -8,10 +8,10 @@ import sys
 from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
-from rich.table import Table
 
 from jobs._cli import base_parser, describe, resolve_config, run_job
 from jobs._run import counted
+from jobs.index import reasons_table
 from lawm import storage
 from lawm.config import LawmError
 from lawm.datasets.common import KINDS, ReadSpec
@@ -81,12 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _print(report: "DatasetReport") -> None:
     console = Console()
-    table = Table("videos", "count", "for example", box=None, pad_edge=False)
-    table.columns[1].justify = "right"
-    table.add_row("usable", str(report.usable), f"{report.hours:.2f} hours")
-    for reason, count in report.reasons.items():
-        table.add_row(f"refused: {reason}", str(count), report.examples.get(reason, ""))
-    console.print(table)
+    console.print(reasons_table(report.usable, report.reasons, report.examples, f"{report.hours:.2f} hours"))
     spec, said = report.spec, []
     if spec.cameras:
         said.append(f"cameras {', '.join(spec.cameras)}")

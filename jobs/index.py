@@ -47,14 +47,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _print(report: "IndexReport") -> None:
-    console = Console()
+def reasons_table(usable: int, reasons: dict[str, int], examples: dict[str, str], about: str = "") -> Table:
+    """How many videos can be used, and how many were refused, by reason, each with an example."""
     table = Table("videos", "count", "for example", box=None, pad_edge=False)
     table.columns[1].justify = "right"
-    table.add_row("usable", str(report.usable))
-    for reason, count in report.reasons.items():
-        table.add_row(f"refused: {reason}", str(count), report.examples[reason])
-    console.print(table)
+    table.add_row("usable", str(usable), about)
+    for reason, count in reasons.items():
+        table.add_row(f"refused: {reason}", str(count), examples[reason])
+    return table
+
+
+def _print(report: "IndexReport") -> None:
+    console = Console()
+    console.print(reasons_table(report.usable, report.reasons, report.examples))
     resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
     console.print(
         f"{report.videos} videos in {report.seconds:.1f} s{resumed}. Index: {report.uri}",

@@ -4,7 +4,6 @@ What a clip shows does not change, only how fast it is decoded: frame i of a pre
 original shows at i / fps seconds, and the sampling plan over the prepared index is that over the original one.
 """
 
-import io
 import json
 import math
 import tarfile
@@ -19,7 +18,7 @@ import numpy as np
 
 from lawm import storage
 from lawm.config import ClipSpec, LawmError, VideoLimits
-from lawm.shards import Index, VideoRef, ref_of
+from lawm.shards import Index, VideoRef, add_member, ref_of
 from lawm.video import VideoError, decode_whole, probe
 
 FRAMES_AT_ONCE = 64
@@ -175,13 +174,8 @@ def _write_tar(file: Any, made: list[tuple[int, dict[str, Any], bytes]]) -> list
     offsets: list[int] = []
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for place, row, data in made:
-            member = tarfile.TarInfo(f"{place:06d}.mp4")
-            member.size = len(data)
             offsets.append(tar.offset + tarfile.BLOCKSIZE)
-            tar.addfile(member, io.BytesIO(data))
+            add_member(tar, f"{place:06d}.mp4", data)
             kept = ("key", "source", "offset", "size", "codec", "width", "height", "rate", "start_s", "duration_s")
-            text = json.dumps({name: row[name] for name in kept}).encode()
-            member = tarfile.TarInfo(f"{place:06d}.json")
-            member.size = len(text)
-            tar.addfile(member, io.BytesIO(text))
+            add_member(tar, f"{place:06d}.json", json.dumps({name: row[name] for name in kept}).encode())
     return offsets

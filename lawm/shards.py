@@ -5,6 +5,7 @@ never unpacked: an index row holds the offset and the size of a member's data in
 """
 
 import hashlib
+import io
 import math
 import os
 import tarfile
@@ -182,6 +183,13 @@ def unique_keys(refs: Iterable[VideoRef]) -> Iterator[VideoRef]:
             ref = replace(ref, key=f"{ref.key}#{used[plain]}")
             used[short(ref.key)] = 1
         yield ref
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file to an open tar, with no time and no owner: the same files give the same bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
 
 
 # ---------------------------------------------------------------- the index

@@ -24,6 +24,7 @@ import numpy as np
 from lawm import storage
 from lawm.config import LawmError
 from lawm.labels import VideoLabels, write_labels
+from lawm.shards import add_member
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +189,8 @@ def simulate_pusht(
             sink = io.BytesIO()
             with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for e, (mp4, info) in zip(shard, made, strict=False):  # strict would take one more from `made`
-                    _add_member(tar, f"ep_{e:06d}.mp4", mp4)
-                    _add_member(tar, f"ep_{e:06d}.json", info)
+                    add_member(tar, f"ep_{e:06d}.mp4", mp4)
+                    add_member(tar, f"ep_{e:06d}.json", info)
                     done, written = done + 1, written + 1
                     if progress:
                         progress(done, written)
@@ -285,12 +286,6 @@ def _shard_labels(out: str, number: int, episodes: range) -> list[VideoLabels] |
     except (tarfile.TarError, KeyError, ValueError):
         return None
     return rows
-
-
-def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no time, no owner: the same episodes give the same bytes
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from lawm import storage
 from lawm.config import LawmError
@@ -28,7 +29,7 @@ from lawm.datasets.common import (
     refuse_options,
 )
 from lawm.labels import read_labels
-from lawm.shards import VideoRef, list_videos
+from lawm.shards import list_videos
 
 
 def _class_choices(source: str, spec: ReadSpec) -> ReadSpec:
@@ -59,7 +60,7 @@ def _ssv2_batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
         for ref in list_videos([root]):
             number = posixpath.splitext(posixpath.basename(ref.key))[0]
             split, label = known.get(number, ("unlabelled", None))
-            yield Recording(_named(ref, f"{split}/{posixpath.basename(ref.key)}"), label=label, split=split)
+            yield Recording(replace(ref, key=f"{split}/{posixpath.basename(ref.key)}"), label=label, split=split)
 
     yield from in_batches(limited(found(), spec.limit), 4096)
 
@@ -97,10 +98,6 @@ def plain(text: str) -> str:
 
 
 _SPLITS = ("train", "val", "validate", "validation", "test")
-
-
-def _named(ref: VideoRef, key: str) -> VideoRef:
-    return VideoRef(ref.source, ref.offset, ref.size, key)
 
 
 def _as_listed(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:

@@ -143,6 +143,10 @@ def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
             wrong = f"labels: {len(rows)} of {length} steps are in its table"
         elif wrong is None and not np.array_equal(frame_N[rows], np.arange(length)):
             wrong = f"labels: its steps are not numbered from 0 to {length - 1}"
+        actions, states = np.zeros((0, 1), np.float32), None
+        if wrong is None:  # once for all cameras
+            actions = values[spec.action][rows] if spec.action else actions
+            states = np.concatenate([values[name][rows] for name in spec.state], axis=1) if spec.state else None
         for camera, uri, size, begin, end in episode["videos"]:
             key = f"{_short(camera)}/episode_{episode['episode']:06d}"
             reason = wrong
@@ -151,8 +155,6 @@ def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
             if reason is not None:
                 recordings.append(Recording(VideoRef(uri, 0, size, key), reason=reason))
                 continue
-            actions = values[spec.action][rows] if spec.action else np.zeros((0, 1), np.float32)
-            states = np.concatenate([values[name][rows] for name in spec.state], axis=1) if spec.state else None
             ref = VideoRef(uri, 0, size, key, begin_s=float(begin), end_s=float(end))
             recordings.append(Recording(ref, VideoLabels(key, what["fps"], actions, states)))
     return recordings

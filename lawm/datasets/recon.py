@@ -29,7 +29,7 @@ from lawm.datasets.common import (
     refuse_options,
 )
 from lawm.labels import VideoLabels
-from lawm.shards import VideoRef, expand
+from lawm.shards import VideoRef, add_member, expand
 
 RECON_RATE = 4.0
 """RECON was published at 4 pictures a second (Shah et al. 2021), and NWM keeps that."""
@@ -114,11 +114,11 @@ def _write_shard(uri: str, items: list[Item], rate: float) -> None:
                     info["reason"] = reason
                 else:
                     states, frames = _together(states, _hdf5_pictures(where) if names is None else names, where)
-                    _add(tar, f"{place:06d}.mp4", motion_jpeg(frames, rate))
+                    add_member(tar, f"{place:06d}.mp4", motion_jpeg(frames, rate))
                     info["states"] = states.tolist()
             except LawmError as error:
                 info["reason"] = refusal(error, where)
-            _add(tar, f"{place:06d}.json", json.dumps(info).encode())
+            add_member(tar, f"{place:06d}.json", json.dumps(info).encode())
 
 
 def _shard(uri: str) -> list[Recording] | None:
@@ -142,12 +142,6 @@ def _shard(uri: str) -> list[Recording] | None:
     except (tarfile.TarError, ValueError, KeyError):
         return None
     return recordings
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
 
 
 def _folder_states(folder: str) -> np.ndarray:
