@@ -2,8 +2,9 @@
 
 Bare decoding: as many processes as cores, each decoding its share of the same clips, nothing else. Through
 Ray: index -> Ray Data -> decode tasks -> `iter_torch_batches` in a TorchTrainer worker that does nothing with
-the batches. Both are timed from the first batch on, alternately, several times. Also measured: the peak
-memory of all processes together, the object store's peak, and bytes spilled.
+the batches. Both are timed from the first batch on, alternately, several times; each run through Ray is held against
+the mean of the bare ones before and after it, because machines change their speed. Also measured: the peak memory of
+all processes together, the object store's peak, and bytes spilled.
 
 Whether memory stays flat (`--memory`: that alone): 10,000 clips of 16 frames at 96 x 96 from small files, all processes
 and the object store sampled every second, in MiB over clips. A process counts with its own pages (Pss_Anon): pages of
@@ -21,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -261,18 +263,17 @@ class MemoryRun:
         }
 
 
-def memory_run(folder: Path, cores: int, clips: int) -> MemoryRun:
+def memory_run(session: Any, folder: Path, cores: int, clips: int) -> MemoryRun:
     """Streams `clips` small clips into a training worker and looks at the memory meanwhile."""
     from lawm.cluster.index import build_index
-    from lawm.cluster.session import start
 
     (folder / "small").mkdir()
     for i in range(8):
         write_film(folder / "small" / f"{i}.mp4", 160, 120, 300, 30)
     index = str(folder / "small.parquet")
     config = override(settings(index, cores), "data.clip.size", 96)
-    with start(config.cluster, num_cpus=cores + 1) as session, MemoryWatch(session, 1.0) as memory:
-        build_index([str(folder / "small")], index, config)
+    build_index([str(folder / "small")], index, config)
+    with MemoryWatch(session, 1.0) as memory:
         found = through_ray(config, clips, 0, folder)
     looks = [look for look in memory.looks if found.times[0] <= look.at <= found.times[-1]]
     taken = np.interp([look.at for look in looks], found.times, found.counts)
@@ -297,28 +298,30 @@ def draw(run: MemoryRun, path: Path) -> None:
     figure.savefig(path)
 
 
-def rates(folder: Path, cores: int, rounds: int, clips: int, films: int) -> dict[str, Any]:
-    """Clips/s of bare decoding and through Ray, alternately."""
+def rates(session: Any, folder: Path, cores: int, rounds: int, clips: int, films: int) -> dict[str, Any]:
+    """Clips/s of bare decoding and through Ray, alternately; bare decoding first and last. Memory in a run of its own:
+    a look at every process costs a core tens of milliseconds."""
     from lawm.cluster.index import build_index
-    from lawm.cluster.session import start
 
     (folder / "films").mkdir()
     for i in range(films):
         write_film(folder / "films" / f"{i:03d}.mp4", 640, 360, 600, 30)
     config = settings(str(folder / "index.parquet"), cores)
-    bare, through, first = [], [], []
-    with start(config.cluster, num_cpus=cores + 1) as session, MemoryWatch(session) as memory:
-        build_index([str(folder / "films")], str(folder / "index.parquet"), config)
-        for turn in range(rounds):
-            bare.append(bare_rate(config, cores, clips))
-            found = through_ray(config, clips, WARM, folder)
-            through.append(found.rate)
-            first.append(found.first_s)
-            said = f"round {turn + 1}: bare {bare[-1]:.1f} clips/s, Ray {found.rate:.1f}"
-            print(f"{said}, first batch {found.first_s:.1f} s")
-        store = session.memory_report()
+    through, first = [], []
+    build_index([str(folder / "films")], str(folder / "index.parquet"), config)
+    bare = [bare_rate(config, cores, clips)]
+    for turn in range(rounds):
+        found = through_ray(config, clips, WARM, folder)
+        through.append(found.rate)
+        first.append(found.first_s)
+        bare.append(bare_rate(config, cores, clips))
+        said = f"bare {bare[-2]:.1f} and {bare[-1]:.1f} clips/s, Ray {found.rate:.1f}"
+        print(f"round {turn + 1}: {said}, first batch {found.first_s:.1f} s", flush=True)
+    with MemoryWatch(session, 2.0) as memory:
+        through_ray(config, WARM, 0, folder)
+    store = session.memory_report()
     print(store)
-    ratio = spread([t / b for t, b in zip(through, bare, strict=True)])
+    ratio = spread([2 * ray / (before + after) for ray, (before, after) in zip(through, pairwise(bare), strict=True)])
     return {
         "vs_bare_decode": ratio["median"],
         "vs_bare_decode_spread": ratio,
@@ -340,12 +343,15 @@ def main(argv: list[str] | None = None) -> int:
     args = options.parse_args(argv)
     used = machine()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from lawm.cluster.session import start
+
     figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
+    cores = used["cores"]
+    with tempfile.TemporaryDirectory() as name, start(ClusterConfig(), num_cpus=cores + 1) as session:
         folder = Path(name)
         if not args.memory:
-            figures = rates(folder, used["cores"], *((1, 128, 1) if args.quick else (3, 640, 12)))
-        run = memory_run(folder, used["cores"], 1500 if args.quick else 10_000)
+            figures = rates(session, folder, cores, *((1, 128, 1) if args.quick else (6, 480, 12)))
+        run = memory_run(session, folder, cores, 800 if args.quick else 10_000)
     found = run.figures()
     print(f"memory over {run.clips} clips: {found}")
     if args.plot:

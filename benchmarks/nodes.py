@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.model:
         finish("nodes_model", model(args), PACKAGES, used)
         return 0
-    figures = growth([1, 4] if args.quick else [1, 2, 4, 8], 5.0 if args.quick else 20.0, args.quick)
+    figures = growth([1, 2] if args.quick else [1, 2, 4, 8], 3.0 if args.quick else 20.0, args.quick)
     finish("nodes", figures, PACKAGES, used)
     return 0
 

@@ -15,17 +15,16 @@ from lawm.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, p
 from lawm.clips import BadClip
 from lawm.config import Config, LawmError, RunStopped, differing_fields
 from lawm.objective import ClipBatch, LatentActionObjective
+from lawm.run_folder import RunWriter, local_report
 from lawm.sampling import Cursor
 from lawm.storage import exists, join, read_bytes, write_bytes
 from lawm.train import (
     Batches,
     Report,
-    RunWriter,
     Setup,
     Trainer,
     autocast,
     local_batch,
-    local_report,
     model_of,
     prepare,
     rank_and_world,

@@ -12,9 +12,10 @@ import torch
 from lawm.config import Config, TrueActions, VideoLimits, override
 from lawm.objective import ClipBatch, LatentActionObjective
 from lawm.recipes import tiny
+from lawm.run_folder import RunWriter, local_report
 from lawm.sampling import Cursor
 from lawm.shards import list_videos, rows_to_table, write_index
-from lawm.train import RunWriter, local_report, train
+from lawm.train import train
 
 BOTTLENECKS = ("sparse", "noisy", "adaptive", "discrete", "none", "deterministic", "true_actions")
 

@@ -44,6 +44,7 @@ ORDER = [
     "optimizer",
     "checkpoint",
     "clip_log",
+    "run_folder",
     "batches",
     "train",
     "population",

@@ -30,8 +30,9 @@ from lawm.config import LawmError, TimmEncoder, override
 from lawm.layers import Block
 from lawm.objective import ClipBatch
 from lawm.recipes import tiny
+from lawm.run_folder import RunWriter, local_report
 from lawm.sampling import Cursor
-from lawm.train import RunWriter, check_same_clips, check_same_run, fit_local, settings, train, validate
+from lawm.train import check_same_clips, check_same_run, fit_local, settings, train, validate
 
 
 @pytest.mark.parametrize("kind", BOTTLENECKS)
@@ -139,8 +140,6 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     objective = new_objective(config)
 
     def save(step: int, error: float | None, writer: RunWriter) -> list[int]:
-        from lawm.train import local_report
-
         metrics = {} if error is None else {"val_prediction": error}
         weights = objective.kept()
         checkpoint = Checkpoint("latent_action", config, step, Cursor(), weights, {}, metrics=metrics)

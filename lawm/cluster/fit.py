@@ -45,10 +45,10 @@ from lawm.population import (
     stopped_members,
     train_population,
 )
+from lawm.run_folder import RunWriter
 from lawm.sampling import Cursor
 from lawm.storage import absolute, delete, join
 from lawm.train import (
-    RunWriter,
     check_same_clips,
     check_same_run,
     from_all_ranks,
