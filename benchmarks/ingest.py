@@ -2,9 +2,11 @@
 
 Bare decoding: as many processes as cores, each decoding its share of the same clips, nothing else. Through
 Ray: index -> Ray Data -> decode tasks -> `iter_torch_batches` in a TorchTrainer worker that does nothing with
-the batches. Both are timed from the first batch on, alternately, several times; each run through Ray is held against
-the mean of the bare ones before and after it, because machines change their speed. Also measured: the peak memory of
-all processes together, the object store's peak, and bytes spilled.
+the batches, in the order of the plan, as one worker's training has it. Both are timed alternately, several times; each
+run through Ray is held against the mean of the bare ones before and after it, because machines change their speed. In
+order, clips arrive by turns: while one task is read, those beside it wait in the object store and then come at once.
+So the clock starts and stops at the end of such a turn. Also measured: the peak memory of all processes together, the
+object store's peak, and bytes spilled.
 
 Whether memory stays flat (`--memory`: that alone): 10,000 clips of 16 frames at 96 x 96 from small files, all processes
 and the object store sampled every second, in MiB over clips. A process counts with its own pages (Pss_Anon): pages of
@@ -34,14 +36,13 @@ from lawm.config import ClipSpec, ClusterConfig, Config, DataConfig, PixelsEncod
 
 BATCH = 8
 PACKAGES = ("lawm", "ray", "av", "torch")
-WARM = 128
-"""Clips before the clock starts: every decode process has started and ended a task."""
+FRAMES, SIZE = 16, 256
 
 
 def settings(index: str, cores: int) -> Config:
     """Clips of the paper's form: 16 frames at 4 fps, 256 x 256. Decode tasks share the cores with the worker."""
     return Config(
-        data=DataConfig(index=index, clip=ClipSpec(frames=16, fps=4.0, size=256), val_fraction=0.0),
+        data=DataConfig(index=index, clip=ClipSpec(frames=FRAMES, fps=4.0, size=SIZE), val_fraction=0.0),
         encoder=PixelsEncoder(),
         train=TrainConfig(batch=BATCH),
         cluster=ClusterConfig(cpus_per_worker=0.01, decode_cpus=1.0),
@@ -123,7 +124,7 @@ def through_ray(
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import ScalingConfig
 
-    from lawm.cluster.ingest import clip_dataset
+    from lawm.cluster.ingest import clip_dataset, shard_options
     from lawm.cluster.session import TRAIN, label_selector
     from lawm.sampling import Cursor
 
@@ -138,6 +139,7 @@ def through_ray(
         ),
         run_config=RunConfig(storage_path=str(folder / "runs")),
         datasets={"clips": lambda: clip_dataset(config, "latent_action", Cursor(), 2 * workers * (clips + warm))},
+        dataset_config=shard_options(config.cluster),
     ).fit()
     return Drained(*json.loads(note.read_text()))
 
@@ -298,11 +300,15 @@ def draw(run: MemoryRun, path: Path) -> None:
     figure.savefig(path)
 
 
-def rates(session: Any, folder: Path, cores: int, rounds: int, clips: int, films: int) -> dict[str, Any]:
-    """Clips/s of bare decoding and through Ray, alternately; bare decoding first and last. Memory in a run of its own:
-    a look at every process costs a core tens of milliseconds."""
+def rates(session: Any, folder: Path, cores: int, rounds: int, turns: int, films: int) -> dict[str, Any]:
+    """Clips/s of bare decoding and through Ray, alternately; bare decoding first and last. `turns` of as many tasks as
+    cores are timed, after another. Memory in a run of its own: a look at every process costs a core tens of
+    milliseconds."""
     from lawm.cluster.index import build_index
+    from lawm.cluster.ingest import TASK_BYTES
 
+    warm = cores * (TASK_BYTES // (FRAMES * 3 * SIZE**2))
+    clips = turns * warm
     (folder / "films").mkdir()
     for i in range(films):
         write_film(folder / "films" / f"{i:03d}.mp4", 640, 360, 600, 30)
@@ -311,14 +317,14 @@ def rates(session: Any, folder: Path, cores: int, rounds: int, clips: int, films
     build_index([str(folder / "films")], str(folder / "index.parquet"), config)
     bare = [bare_rate(config, cores, clips)]
     for turn in range(rounds):
-        found = through_ray(config, clips, WARM, folder)
+        found = through_ray(config, clips, warm, folder)
         through.append(found.rate)
         first.append(found.first_s)
         bare.append(bare_rate(config, cores, clips))
         said = f"bare {bare[-2]:.1f} and {bare[-1]:.1f} clips/s, Ray {found.rate:.1f}"
         print(f"round {turn + 1}: {said}, first batch {found.first_s:.1f} s", flush=True)
     with MemoryWatch(session, 2.0) as memory:
-        through_ray(config, WARM, 0, folder)
+        through_ray(config, warm, 0, folder)
     store = session.memory_report()
     print(store)
     ratio = spread([2 * ray / (before + after) for ray, (before, after) in zip(through, pairwise(bare), strict=True)])
@@ -350,7 +356,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name, start(ClusterConfig(), num_cpus=cores + 1) as session:
         folder = Path(name)
         if not args.memory:
-            figures = rates(session, folder, cores, *((1, 128, 1) if args.quick else (6, 480, 12)))
+            figures = rates(session, folder, cores, *((1, 1, 1) if args.quick else (5, 4, 12)))
         run = memory_run(session, folder, cores, 800 if args.quick else 10_000)
     found = run.figures()
     print(f"memory over {run.clips} clips: {found}")

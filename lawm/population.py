@@ -190,8 +190,8 @@ def _fit_left(configs: list[Config], runs: list[str], progress: Callable[[int, d
     loop = configs[0].train
 
     def on_bad(clip: BadClip) -> None:
-        for writer, step in zip(writers, steps, strict=True):
-            writer.quarantine(step, vars(clip))
+        for writer in writers:
+            writer.quarantine(vars(clip))
 
     def batches(cursor: Cursor) -> Iterator[ClipBatch]:
         rank, world = rank_and_world()

@@ -29,11 +29,11 @@ class RunWriter:
 
     It claims the run: RunTaken is raised where a checkpoint is to be saved after another process has claimed it too.
     A resumed run drops the lines, the log of clips and the checkpoints after the step that it resumes from (a member
-    of a population may be one ahead). On S3 the files are kept in memory and written at each checkpoint.
+    of a population may be one ahead). On S3 the files are kept in memory and written before each checkpoint.
     """
 
     def __init__(self, run: str, config: Config, step: int = 0, who: str = "") -> None:
-        self.run = run
+        self.run, self.step = run, step
         self.claim = claim_run(run, who)
         if step:
             drop_checkpoints(run, beyond=step)
@@ -44,6 +44,7 @@ class RunWriter:
             if step and exists(join(run, name)):
                 lines = read_bytes(join(run, name)).decode().splitlines()
                 self.texts[name] = [line for line in lines if _step_of_line(line) <= step]
+        self.refused = {json.loads(line).get("position") for line in self.texts["quarantine.jsonl"]}
         drop_clips(run, beyond=step)
         write_bytes(join(run, "config.json"), json.dumps(config.model_dump(), indent=1).encode())
         self.board: Any = None
@@ -58,22 +59,28 @@ class RunWriter:
 
     def scalars(self, step: int, metrics: dict[str, float]) -> None:
         finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
+        self.step = step
         self._line("metrics.jsonl", {"step": step, "time": time.time(), **finite})
         if self.board is not None:
             for name, value in finite.items():
                 self.board.add_scalar(name, value, step)
 
     def checkpoint(self, checkpoint: Checkpoint) -> str:
-        """Saves it and returns where; its clips first, so that the log never lacks what a checkpoint has consumed."""
+        """Saves it and returns where; lines and clips first, so that no log lacks what a checkpoint has consumed."""
         uri = join(self.run, checkpoint_name(checkpoint.step))
         check_claim(self.run, self.claim)
+        self.flush()
         if checkpoint.clips is not None:
             write_clips(self.run, checkpoint.step, checkpoint.clips)
         save_checkpoint(checkpoint, uri, lambda: check_claim(self.run, self.claim))
         return uri
 
-    def quarantine(self, step: int, record: dict[str, Any]) -> None:
-        self._line("quarantine.jsonl", {"step": step, **record})
+    def quarantine(self, clip: dict[str, Any]) -> None:
+        """A refused clip, under the step after the last reported one. Each once: clips are read ahead, so that a run
+        that resumes may meet one again that stands there already."""
+        if clip["position"] not in self.refused:
+            self.refused.add(clip["position"])
+            self._line("quarantine.jsonl", {"step": self.step + 1, **clip})
 
     def _line(self, name: str, record: dict[str, Any]) -> None:
         line = json.dumps(record)
@@ -109,7 +116,6 @@ def local_report(
             writer.checkpoint(checkpoint)
             if keep is not None:
                 prune_checkpoints(writer.run, keep)
-            writer.flush()
         if progress is not None:
             progress(step, metrics)
 

@@ -465,7 +465,7 @@ def fit_local(
     writer = RunWriter(run, config, setup.resume.step if setup.resume else 0)
 
     def on_bad(clip: BadClip) -> None:
-        writer.quarantine(setup.resume.step if setup.resume else 0, vars(clip))
+        writer.quarantine(vars(clip))
 
     def batches(cursor: Cursor) -> Iterator[ClipBatch]:
         rank, world = rank_and_world()

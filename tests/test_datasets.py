@@ -294,6 +294,8 @@ def test_recon_in_nwms_layout(ray_cluster: Session, tmp_path: Path) -> None:
     data_sets.recon_folder(root / "short", 20, 15)
     data_sets.recon_folder(root / "gap", 20, 20)
     (root / "gap/7.jpg").unlink()
+    data_sets.recon_folder(root / "twice", 20, 20)
+    (root / "twice/07.jpg").write_bytes((root / "twice/8.jpg").read_bytes())
     data_sets.recon_folder(root / "png", 20, 20)
     Image.new("RGB", (160, 120)).save(root / "png/3.jpg", "PNG")
     data_sets.recon_folder(root / "sizes", 20, 20)
@@ -316,6 +318,7 @@ def test_recon_in_nwms_layout(ray_cluster: Session, tmp_path: Path) -> None:
         ("short", "20 pictures and 15 positions; they cannot be matched"), ("gap", "picture 7 of 19 is missing"),
         ("png", "picture 3 is no JPEG"), ("sizes", "pictures of different sizes"), ("evil", "it asks for"),
         ("torn", "refused or damaged"), ("flat", "picture 3 is no JPEG"),
+        ("twice", "07.jpg and 7.jpg are both picture 7"),
     ):  # fmt: skip
         assert said in reasons[key], (key, reasons[key])
     with pytest.raises(LawmError, match=r"have neither labels nor a cache: set data\.clip\.start=exact"):

@@ -87,6 +87,10 @@ def check_once(run: str, config: Config, epoch: int) -> pa.Table:
     assert found == [planned(reader, p) for p in position.tolist()]
     assert {key for (key, _), bad in zip(found, refused, strict=True) if bad} == {BAD}
     assert not any(key == BAD for (key, _), bad in zip(found, refused, strict=True) if not bad)
+    listed = [json.loads(line)["position"] for line in Path(run, "quarantine.jsonl").read_text().splitlines()]
+    assert len(listed) == len(set(listed)), "a refused clip is listed twice"
+    # Clips are read ahead of the last step: some that are listed were not consumed.
+    assert set(position[refused].tolist()) == set(listed) & set(position.tolist()), "refused, and not listed"
     return log
 
 

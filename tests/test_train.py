@@ -178,6 +178,29 @@ def test_a_resumed_run_drops_lines_after_its_checkpoint_and_a_torn_one(tmp_path:
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
+def test_a_refused_clip_is_listed_once_and_before_the_checkpoint_that_consumes_it(tmp_path: Path) -> None:
+    config = tiny()
+    weights = new_objective(config).kept()
+
+    def listed() -> list[tuple[int, int]]:
+        lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+        return [(line["step"], line["position"]) for line in lines]
+
+    writer = RunWriter(str(tmp_path), config)
+    writer.quarantine({"position": 3})
+    writer.scalars(2, {"loss": 1.0})
+    writer.quarantine({"position": 9})  # read ahead: it belongs to a step after the checkpoint
+    writer.checkpoint(Checkpoint("latent_action", config, 4, Cursor(8), weights, {}))
+    writer.scalars(4, {"loss": 1.0})
+    writer.quarantine({"position": 11})
+    assert listed() == [(1, 3), (3, 9), (5, 11)]
+    writer = RunWriter(str(tmp_path), config, step=4)  # killed, and started again
+    assert listed() == [(1, 3), (3, 9)]
+    for position in (9, 11, 11):
+        writer.quarantine({"position": position})
+    assert listed() == [(1, 3), (3, 9), (5, 11)]
+
+
 def test_validation_is_the_mean_over_clips_without_noise() -> None:
     config = tiny_kind("noisy")
     objective = new_objective(config).train()

@@ -56,30 +56,17 @@ def read_dataset(
     """Reads the data set at `source`, inside `session.start`. `progress(videos read, of how many)`. Raises LawmError:
     not of that layout, another data set in `out`, nothing that can be used."""
     source, out = storage.absolute(source).rstrip("/"), storage.absolute(out).rstrip("/")
-    how = layout(spec.kind)
-    chosen = how.choices(source, spec)
+    chosen = layout(spec.kind).choices(source, spec)
     check_place(source, out, spec)
     wanted = json.loads(json.dumps({"source": source} | asdict(chosen)))
     if storage.exists(storage.join(out, MANIFEST)):
         claim(out, MANIFEST, wanted)
-    batches = list(how.batches(source, chosen))
-    total = sum(batch.episodes for batch in batches) * max(1, len(chosen.cameras))
-    recordings: list[Recording] = []
-    for found in _read_all(source, batches, chosen, out, config):
-        recordings += found
-        if progress is not None:
-            progress(len(recordings), total)
-    if not recordings:
-        raise LawmError(f"{source}: no video found in the layout {spec.kind}")
-    recordings = _checked(recordings)
-    good = [r for r in recordings if r.reason is None]
-    if not good:
-        raise LawmError(f"{source}: none of {len(recordings)} videos can be used; the first: {recordings[0].reason}")
+    recordings = _recordings(source, chosen, out, config, progress)
     table = _label_table(recordings, chosen.actions, source)
     claim(out, MANIFEST, wanted)
     # The index comes last, so that none is there that was not held against its labels.
     uri, probed = storage.join(out, "index.parquet"), storage.join(out, "probed.parquet")
-    build_index([source], probed, config, refs=(r.ref for r in good))
+    build_index([source], probed, config, refs=(r.ref for r in recordings if r.reason is None))
     index = _matched(recordings, read_index(probed))
     if not len(index.usable()):
         said = ", ".join(f"{reason} {count}" for reason, count in index.reasons().items())
@@ -90,12 +77,38 @@ def read_dataset(
     write_index(index, uri)
     storage.delete(probed)
     usable = index.usable()
-    examples: dict[str, str] = {}
+    hours = float(usable.column("duration_s").sum()) / 3600
+    return DatasetReport(
+        uri, labels, classes, len(index), len(usable), hours, index.reasons(), _examples(index), chosen
+    )
+
+
+def _recordings(
+    source: str, spec: ReadSpec, out: str, config: Config, progress: Callable[[int, int], None] | None
+) -> list[Recording]:
+    """All that the data set's own files say, checked. Raises LawmError: nothing is there, nothing can be used."""
+    batches = list(layout(spec.kind).batches(source, spec))
+    total = sum(batch.episodes for batch in batches) * max(1, len(spec.cameras))
+    recordings: list[Recording] = []
+    for found in _read_all(source, batches, spec, out, config):
+        recordings += found
+        if progress is not None:
+            progress(len(recordings), total)
+    if not recordings:
+        raise LawmError(f"{source}: no video found in the layout {spec.kind}")
+    recordings = _checked(recordings)
+    if all(r.reason is not None for r in recordings):
+        raise LawmError(f"{source}: none of {len(recordings)} videos can be used; the first: {recordings[0].reason}")
+    return recordings
+
+
+def _examples(index: Index) -> dict[str, str]:
+    """The first video that was refused for each reason, and the figures of it."""
+    found: dict[str, str] = {}
     for key, reason in zip(index.keys(), index.table["reason"].to_pylist(), strict=True):
         if reason:
-            examples.setdefault(reason.partition(":")[0], f"{key} ({reason.partition(':')[2].strip()})")
-    hours = float(usable.column("duration_s").sum()) / 3600
-    return DatasetReport(uri, labels, classes, len(index), len(usable), hours, index.reasons(), examples, chosen)
+            found.setdefault(reason.partition(":")[0], f"{key} ({reason.partition(':')[2].strip()})")
+    return found
 
 
 def _read_all(source: str, batches: list[Batch], spec: ReadSpec, out: str, config: Config) -> Iterator[list[Recording]]:

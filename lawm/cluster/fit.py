@@ -14,9 +14,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.data import ExecutionOptions
 from ray.train import CheckpointUploadMode, RunConfig
-from ray.train import DataConfig as RayDataConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
@@ -32,7 +30,7 @@ from lawm.checkpoint import (
 )
 from lawm.clips import BadClip, open_reader
 from lawm.cluster.filesystem import arrow_filesystem
-from lawm.cluster.ingest import clip_dataset, keeps_order, streamed_batches
+from lawm.cluster.ingest import clip_dataset, shard_options, streamed_batches
 from lawm.cluster.session import TRAIN, Need, check_resources, label_selector, on_this_node, watching
 from lawm.config import Config, LawmError
 from lawm.objective import ClipBatch, LatentActionObjective
@@ -205,11 +203,7 @@ def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, 
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=0),
         ),
         datasets={"clips": lambda: _remaining(spec)} if _streams(config, kind) else None,
-        # Ray Train puts its own options over those of the data set, so the order has to be asked for here.
-        dataset_config=RayDataConfig(
-            enable_shard_locality=cluster.workers > 1,
-            execution_options=ExecutionOptions(preserve_order=keeps_order(cluster)),
-        ),
+        dataset_config=shard_options(cluster),
     )
 
     def tell() -> None:
@@ -265,8 +259,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
 
 
 def _train(spec: RunSpec) -> None:
-    """Rank 0 writes metrics and checkpoints straight into the run folders."""
-    population = spec.population
+    """The training of one worker; rank 0 writes."""
     rank, world = rank_and_world()
     if torch.cuda.is_available() and spec.config.cluster.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
@@ -274,6 +267,7 @@ def _train(spec: RunSpec) -> None:
     members, starts = from_all_ranks((spec.left(), spec.starts()) if rank == 0 else ([], []))[0]
     if not members:
         return
+    population = spec.population
     spec = spec.only(members)
     config, kind = spec.config, spec.kind
     if config.cluster.workers:
@@ -283,46 +277,63 @@ def _train(spec: RunSpec) -> None:
     else:
         setups = [prepare(config, kind, spec.runs[0], spec.parent, resume_from=starts[0])]
     setup = setups[0]
-    _, loop = settings(config, kind)
-    first = setup.resume.step if setup.resume else 0
-    owned = zip(spec.runs, spec.configs, strict=True) if rank == 0 else ()
-    writers = {run: RunWriter(run, own, first, spec.id) for run, own in owned}
-    saved: list[str] = []
-
-    def on_bad(clip: BadClip) -> None:
-        spec.board.bad.remote(vars(clip))
+    reports = _Reports(spec, rank, setup.resume.step if setup.resume else 0)
 
     def batches(cursor: Cursor) -> Iterator[ClipBatch]:
-        size = local_batch(loop, world)
+        size = local_batch(settings(config, kind)[1], world)
         if _streams(config, kind):
             shard = ray.train.get_dataset_shard("clips")
-            return streamed_batches(shard, size, cursor, config.data.max_bad_fraction, on_bad)
+            return streamed_batches(shard, size, cursor, config.data.max_bad_fraction, reports.bad)
         return local_batches(setup.reader, size, cursor, rank, world)
 
-    def keep(run: str, step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
-        if rank == 0:
-            writers[run].scalars(step, metrics)
-        if checkpoint is not None:
-            saved.append(writers[run].checkpoint(checkpoint))
+    if population:
+        each = [partial(reports.keep, run) for run in spec.runs]
+        train_population(setups, spec.configs, batches, each, reports.tell, reports.stop)
+        return
 
-    def tell(step: int, metrics: dict[str, float]) -> None:
-        """After every run's report: refused clips, older checkpoints, the board, and Ray Train."""
+    def report(step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
+        reports.keep(spec.runs[0], step, metrics, checkpoint)
+        reports.tell(step, metrics)
+
+    train(setup.objective, batches, config, report, setup.resume, setup.validation, setup.parent, setup.extra)
+
+
+class _Reports:
+    """What a worker says of its training: rank 0 writes lines and checkpoints straight into the run folders, and tells
+    the driver; all take part in Ray Train's reports."""
+
+    def __init__(self, spec: RunSpec, rank: int, first: int) -> None:
+        self.spec, self.rank = spec, rank
+        self.loop = settings(spec.config, spec.kind)[1]
+        owned = zip(spec.runs, spec.configs, strict=True) if rank == 0 else ()
+        self.writers = {run: RunWriter(run, own, first, spec.id) for run, own in owned}
+        self.saved: list[str] = []
+
+    def bad(self, clip: BadClip) -> None:
+        ray.get(self.spec.board.bad.remote(vars(clip)))  # on the board before rank 0 saves what has consumed it
+
+    def keep(self, run: str, step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
+        if self.rank == 0:
+            for clip in ray.get(self.spec.board.take_refused.remote()):
+                for writer in self.writers.values():
+                    writer.quarantine(clip)
+            self.writers[run].scalars(step, metrics)
+        if checkpoint is not None:
+            self.saved.append(self.writers[run].checkpoint(checkpoint))
+
+    def tell(self, step: int, metrics: dict[str, float]) -> None:
+        """After every run's report: older checkpoints, the board, and Ray Train."""
         noted = None
-        if rank == 0:
-            refused = ray.get(spec.board.take_refused.remote())
-            for run, writer in writers.items():
-                for record in refused:
-                    writer.quarantine(step, record)
-                if saved:  # not before every member has its checkpoint
-                    prune_checkpoints(run, loop.keep)
-                    writer.flush()
-            spec.board.put.remote({"step": step, "steps": loop.steps, **metrics})
-        if saved and saved[0] == join(spec.runs[0], checkpoint_name(step)):
-            filesystem, path = arrow_filesystem(saved[0])
+        if self.rank == 0:
+            for run in self.writers if self.saved else ():  # not before every member has its checkpoint
+                prune_checkpoints(run, self.loop.keep)
+            self.spec.board.put.remote({"step": step, "steps": self.loop.steps, **metrics})
+        if self.saved and self.saved[0] == join(self.spec.runs[0], checkpoint_name(step)):
+            filesystem, path = arrow_filesystem(self.saved[0])
             noted = ray.train.Checkpoint(path, filesystem)
-        saved.clear()
+        self.saved.clear()
         # A report waits for the controller, which looks every two seconds: none between checkpoints.
-        if step % loop.checkpoint_every and step != loop.steps:
+        if step % self.loop.checkpoint_every and step != self.loop.steps:
             return
         # Already in the run folder, checkpoint.json last: Ray only takes note of it.
         ray.train.report(
@@ -332,17 +343,6 @@ def _train(spec: RunSpec) -> None:
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
 
-    def on_stop(member: int, why: str) -> None:
-        if rank == 0:
-            mark_stopped(spec.runs[member], why, spec.configs[member])
-
-    if population:
-        reports = [partial(keep, run) for run in spec.runs]
-        train_population(setups, spec.configs, batches, reports, tell, on_stop)
-        return
-
-    def report(step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
-        keep(spec.runs[0], step, metrics, checkpoint)
-        tell(step, metrics)
-
-    train(setup.objective, batches, config, report, setup.resume, setup.validation, setup.parent, setup.extra)
+    def stop(self, member: int, why: str) -> None:
+        if self.rank == 0:
+            mark_stopped(self.spec.runs[member], why, self.spec.configs[member])

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.data import DataContext, Dataset, Datasource, ReadTask
+from ray.data import DataContext, Dataset, Datasource, ExecutionOptions, ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.collate_fn import NumpyBatchCollateFn
+from ray.train import DataConfig as RayDataConfig
 
 from lawm.batches import collate
 from lawm.clips import LEAST_BAD, BadClip, Quarantine, Sample, open_reader
@@ -37,6 +38,15 @@ MOST_TASKS = 20_000
 def keeps_order(cluster: ClusterConfig) -> bool:
     """Order costs throughput with several workers; one worker's losses are to equal plain Python's."""
     return cluster.workers <= 1
+
+
+def shard_options(cluster: ClusterConfig) -> RayDataConfig:
+    """How Ray Train hands `clip_dataset` to its workers. It puts its own options over those of the data set, so the
+    order has to be asked for here."""
+    return RayDataConfig(
+        enable_shard_locality=cluster.workers > 1,
+        execution_options=ExecutionOptions(preserve_order=keeps_order(cluster)),
+    )
 
 
 def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: Index | None = None) -> Dataset:

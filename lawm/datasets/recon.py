@@ -56,7 +56,7 @@ def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
         items = ((posixpath.splitext(uri.removeprefix(root).strip("/"))[0], uri, size, None) for uri, size in found)
         yield from in_batches(limited(items, spec.limit))
         return
-    pictures: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    pictures: defaultdict[str, list[str]] = defaultdict(list)
     sizes: defaultdict[str, list[int]] = defaultdict(list)
     tables: list[str] = []
     for uri, size in storage.list_files(root, (".pkl", ".jpg", ".jpeg")):
@@ -64,7 +64,7 @@ def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
         if name == "traj_data.pkl":
             tables.append(folder)
         elif (stem := posixpath.splitext(name)[0]).isdecimal() and stem.isascii():
-            pictures[folder][int(stem)] = name
+            pictures[folder].append(name)
             sizes[folder].append(size)
     if not tables:
         raise LawmError(f"{source}: no traj_data.pkl below it; expected <trajectory>/<i>.jpg and traj_data.pkl")
@@ -152,12 +152,17 @@ def _folder_states(folder: str) -> np.ndarray:
     return _planar(table["position"], table["yaw"], folder)
 
 
-def _in_order(folder: str, pictures: dict[int, str]) -> list[str]:
-    """The pictures 0.jpg, 1.jpg, ... beside it."""
-    if sorted(pictures) != list(range(len(pictures))):
-        absent = next(i for i in range(len(pictures)) if i not in pictures)
-        raise LawmError(f"{folder}: picture {absent} of {len(pictures)} is missing")
-    return [storage.join(folder, pictures[i]) for i in range(len(pictures))]
+def _in_order(folder: str, pictures: list[str]) -> list[str]:
+    """The pictures 0.jpg, 1.jpg, ... beside it. Raises LawmError: one is missing, two have the same number."""
+    numbered: dict[int, str] = {}
+    for name in sorted(pictures):
+        number = int(posixpath.splitext(name)[0])
+        if number in numbered:
+            raise LawmError(f"{folder}: {numbered[number]} and {name} are both picture {number}")
+        numbered[number] = name
+    if absent := [i for i in range(len(numbered)) if i not in numbered]:
+        raise LawmError(f"{folder}: picture {absent[0]} of {len(numbered)} is missing")
+    return [storage.join(folder, numbered[i]) for i in range(len(numbered))]
 
 
 def _hdf5_states(uri: str) -> np.ndarray:
