@@ -48,14 +48,18 @@ def rows(first: int, count: int) -> pa.Table:
         "start_s": np.zeros(count),
         "duration_s": seconds,
         "keyframes_s": pa.ListArray.from_arrays(np.arange(count + 1) * 8, np.tile(keyframes, count)),
+        "version": generator.integers(0, 2**62, count // VIDEOS_PER_TAR + 1)[np.arange(count) // VIDEOS_PER_TAR],
         "reason": pa.array(np.where(refused, "damaged: made up", None).tolist(), pa.string()),
     }
-    arrays = [pa.array(columns[field.name]).cast(field.type) for field in INDEX_SCHEMA]
+    arrays = [
+        pa.array(columns[field.name]).cast(field.type) if field.name in columns else pa.nulls(count, field.type)
+        for field in INDEX_SCHEMA
+    ]
     return pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
 
 
 def made(folder: Path, count: int) -> Path:
-    path = folder / f"index-{count}.parquet"
+    path = folder / f"index-{len(INDEX_SCHEMA)}-{count}.parquet"  # an earlier schema's is not this one's
     if not path.exists():
         write_index((rows(i, min(PIECE, count - i)) for i in range(0, count, PIECE)), str(path))
     return path

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from made_videos import LIMITS, number_of, ref_to, write_video
 
+from benchmarks import index_growth
 from lawm import storage
 from lawm.config import ClipSpec, LawmError
+from lawm.recipes import recipe
 from lawm.shards import (
     INDEX_SCHEMA,
     Index,
@@ -315,3 +317,13 @@ def test_probe_rows_make_an_index(tmp_path: Path) -> None:
     index = Index(table)
     assert index.reasons() == {"not_video": 1}
     assert index.usable().ref(0) == ref_to(tmp_path / "v.mp4")
+
+
+def test_the_growth_benchmark_measures_indexes_of_today(tmp_path: Path) -> None:
+    """Its made-up rows have every column, and its reader opens them; with a version, as on S3."""
+    path = index_growth.made(tmp_path, 1500)
+    index = read_index(str(path))
+    assert len(index) == 1500 and index.table["version"].null_count == 0
+    found = index_growth.opened(path)
+    assert found["videos"] == len(index.usable().split("train", recipe("paper_noisy").data.val_fraction))
+    assert found["first"].startswith("s3://videos/crawl/")
