@@ -274,6 +274,7 @@ def memory_run(session: Any, folder: Path, cores: int, clips: int) -> MemoryRun:
         write_film(folder / "small" / f"{i}.mp4", 160, 120, 300, 30)
     index = str(folder / "small.parquet")
     config = override(settings(index, cores), "data.clip.size", 96)
+    config = override(config, "cluster.decode_cpus", (cores + 0.9) / 2)  # two slots on any machine
     build_index([str(folder / "small")], index, config)
     with MemoryWatch(session, 1.0) as memory:
         found = through_ray(config, clips, 0, folder)
@@ -357,7 +358,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(name)
         if not args.memory:
             figures = rates(session, folder, cores, *((1, 1, 1) if args.quick else (5, 4, 12)))
-        run = memory_run(session, folder, cores, 800 if args.quick else 10_000)
+        run = memory_run(session, folder, cores, 1500 if args.quick else 10_000)
     found = run.figures()
     print(f"memory over {run.clips} clips: {found}")
     if args.plot:

@@ -257,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--clips-per-gpu", type=float, nargs="+", default=[4, 8, 16, 32], help="a second")
     options.add_argument("--cores", type=int, default=32, help="of a decode node")
     options.add_argument("--gbit", type=float, default=12.5, help="network of a decode node, Gbit/s")
-    options.add_argument("--share", type=float, default=0.83, help="vs_bare_decode as benchmarks.ingest says it")
+    options.add_argument("--share", type=float, default=0.9, help="vs_bare_decode as benchmarks.ingest says it")
     options.add_argument("--clips", type=int, default=24, help="clips decoded to measure a core")
     args = options.parse_args(argv)
     used = machine()

@@ -15,7 +15,7 @@ from lawm.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, p
 from lawm.clips import BadClip
 from lawm.config import Config, LawmError, RunStopped, differing_fields
 from lawm.objective import ClipBatch, LatentActionObjective
-from lawm.run_folder import RunWriter, local_report
+from lawm.run_folder import RunWriter, local_report, to_the_end
 from lawm.sampling import Cursor
 from lawm.storage import exists, join, read_bytes, write_bytes
 from lawm.train import (
@@ -203,5 +203,10 @@ def _fit_left(configs: list[Config], runs: list[str], progress: Callable[[int, d
         if progress is not None:
             progress(step, metrics)
 
+    def on_stop(member: int, why: str) -> None:
+        writers[member].flush()
+        mark_stopped(runs[member], why, configs[member])
+
     reports = [local_report(writer, None) for writer in writers]
-    train_population(setups, configs, batches, reports, after, lambda i, why: mark_stopped(runs[i], why, configs[i]))
+    with to_the_end(writers):
+        train_population(setups, configs, batches, reports, after, on_stop)

@@ -3,12 +3,14 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lawm.checkpoint import (
     Checkpoint,
+    RunTaken,
     check_claim,
     checkpoint_name,
     claim_run,
@@ -94,6 +96,22 @@ class RunWriter:
             write_bytes(join(self.run, name), "".join(line + "\n" for line in lines).encode())
         if self.board is not None:
             self.board.flush()
+
+
+@contextmanager
+def to_the_end(writers: Iterable[RunWriter], last: Callable[[], None] | None = None) -> Iterator[None]:
+    """Where the block ends in a LawmError, the lines that tell of it are kept too (after `last`, which may add some);
+    not those of a run that another process has taken."""
+    try:
+        yield
+    except RunTaken:
+        raise
+    except LawmError:
+        if last is not None:
+            last()
+        for writer in writers:
+            writer.flush()
+        raise
 
 
 def _step_of_line(line: str) -> float:

@@ -39,7 +39,7 @@ from lawm.objective import (
     Objective,
 )
 from lawm.optimizer import Optimizer
-from lawm.run_folder import Report, RunWriter, local_report
+from lawm.run_folder import Report, RunWriter, local_report, to_the_end
 from lawm.sampling import Cursor
 
 CALIBRATION_CLIPS = 64
@@ -472,7 +472,8 @@ def fit_local(
         return local_batches(setup.reader, local_batch(loop, world), cursor, rank, world, on_bad=on_bad)
 
     report = local_report(writer, loop.keep, progress)
-    train(setup.objective, batches, config, report, setup.resume, setup.validation, setup.parent, setup.extra)
+    with to_the_end([writer]):
+        train(setup.objective, batches, config, report, setup.resume, setup.validation, setup.parent, setup.extra)
     newest = newest_checkpoint(run)
     assert newest is not None
     return newest

@@ -151,7 +151,7 @@ def test_a_storage_that_fails_is_not_a_members_own_trouble(
     def full(*arguments: Any) -> None:
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr("lawm.train.save_checkpoint", full)
+    monkeypatch.setattr("lawm.run_folder.save_checkpoint", full)
     runs = [str(tmp_path / "0"), str(tmp_path / "1")]
     with pytest.raises(StorageError, match=r"^the disk is full$"):
         fit_population_local(members(small_set)[:2], runs)

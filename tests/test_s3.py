@@ -244,6 +244,27 @@ def test_a_run_from_s3_to_s3(signed: str, make_video, tmp_path: Path) -> None:
         )
 
 
+def test_a_run_on_s3_that_stops_has_listed_why(signed: str, make_video, tmp_path: Path) -> None:
+    """Its lines are kept in memory between checkpoints; here it ends before the first of them."""
+    for i in range(2):
+        make_video(tmp_path / f"{i}.mp4", seed=i)
+        storage.write_bytes(f"s3://bucket/stops/videos/{i}.mp4", (tmp_path / f"{i}.mp4").read_bytes())
+    rows = [probe(ref, LIMITS) for ref in list_videos(["s3://bucket/stops/videos"])]
+    write_index(rows_to_table(rows), "s3://bucket/stops/index.parquet")
+    storage.delete("s3://bucket/stops/videos/1.mp4")
+    config = tiny_with(
+        data__index="s3://bucket/stops/index.parquet",
+        data__val_fraction=0.0,
+        data__max_bad_fraction=0.1,
+        train__steps=200,
+        train__checkpoint_every=200,
+    )
+    with pytest.raises(LawmError, match=r"more than data\.max_bad_fraction = 0\.1 allows"):
+        fit_local(config, "latent_action", "s3://bucket/stops/out")
+    lines = storage.read_bytes("s3://bucket/stops/out/quarantine.jsonl").splitlines()
+    assert len(lines) >= 20 and all(b'"reason": "missing"' in line for line in lines)
+
+
 def test_boto3_itself_agrees(signed: str) -> None:
     """The test servers are no toys: a plain client with the same keys reads what lawm wrote."""
     storage.write_bytes("s3://bucket/plain", b"lawm")

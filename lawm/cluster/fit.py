@@ -43,7 +43,7 @@ from lawm.population import (
     stopped_members,
     train_population,
 )
-from lawm.run_folder import RunWriter
+from lawm.run_folder import RunWriter, to_the_end
 from lawm.sampling import Cursor
 from lawm.storage import absolute, delete, join
 from lawm.train import (
@@ -286,16 +286,16 @@ def _train(spec: RunSpec) -> None:
             return streamed_batches(shard, size, cursor, config.data.max_bad_fraction, reports.bad)
         return local_batches(setup.reader, size, cursor, rank, world)
 
-    if population:
-        each = [partial(reports.keep, run) for run in spec.runs]
-        train_population(setups, spec.configs, batches, each, reports.tell, reports.stop)
-        return
-
     def report(step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
         reports.keep(spec.runs[0], step, metrics, checkpoint)
         reports.tell(step, metrics)
 
-    train(setup.objective, batches, config, report, setup.resume, setup.validation, setup.parent, setup.extra)
+    with to_the_end(reports.writers.values(), reports.list_refused):
+        if population:
+            each = [partial(reports.keep, run) for run in spec.runs]
+            train_population(setups, spec.configs, batches, each, reports.tell, reports.stop)
+        else:
+            train(setup.objective, batches, config, report, setup.resume, setup.validation, setup.parent, setup.extra)
 
 
 class _Reports:
@@ -312,21 +312,26 @@ class _Reports:
     def bad(self, clip: BadClip) -> None:
         ray.get(self.spec.board.bad.remote(vars(clip)))  # on the board before rank 0 saves what has consumed it
 
-    def keep(self, run: str, step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
+    def list_refused(self) -> None:
         if self.rank == 0:
             for clip in ray.get(self.spec.board.take_refused.remote()):
                 for writer in self.writers.values():
                     writer.quarantine(clip)
+
+    def keep(self, run: str, step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
+        self.list_refused()
+        if self.rank == 0:
             self.writers[run].scalars(step, metrics)
         if checkpoint is not None:
             self.saved.append(self.writers[run].checkpoint(checkpoint))
 
     def tell(self, step: int, metrics: dict[str, float]) -> None:
-        """After every run's report: older checkpoints, the board, and Ray Train."""
+        """After every run's report: older checkpoints, the lines of members that have stopped, the board, Ray Train."""
         noted = None
         if self.rank == 0:
-            for run in self.writers if self.saved else ():  # not before every member has its checkpoint
+            for run, writer in self.writers.items() if self.saved else ():  # not before every member has its checkpoint
                 prune_checkpoints(run, self.loop.keep)
+                writer.flush()
             self.spec.board.put.remote({"step": step, "steps": self.loop.steps, **metrics})
         if self.saved and self.saved[0] == join(self.spec.runs[0], checkpoint_name(step)):
             filesystem, path = arrow_filesystem(self.saved[0])
@@ -345,4 +350,5 @@ class _Reports:
 
     def stop(self, member: int, why: str) -> None:
         if self.rank == 0:
+            self.writers[self.spec.runs[member]].flush()
             mark_stopped(self.spec.runs[member], why, self.spec.configs[member])
