@@ -107,7 +107,7 @@ def test_the_penalty_is_each_clips_own() -> None:
     assert latents.rate_B is not None and torch.allclose(latents.rate_B, rate, atol=1e-5)
     beta = bottleneck.log_multiplier(states).exp()
     assert (beta.max() / beta.min()).item() > 1.2
-    assert float(latents.penalty.detach()) == pytest.approx(float((beta * rate).mean()), rel=1e-5)
+    assert float(latents.penalty.detach()) == pytest.approx(float((beta * rate).mean().detach()), rel=1e-5)
 
 
 def test_limits_that_make_no_sense_are_refused() -> None:

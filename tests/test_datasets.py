@@ -26,7 +26,7 @@ from lawm.cluster.session import Session
 from lawm.config import ClipSpec, Config, DataConfig, LawmError, PixelsEncoder
 from lawm.datasets.common import ReadSpec, Recording, open_hdf5
 from lawm.datasets.layouts import layout
-from lawm.datasets.recon import motion_jpeg
+from lawm.datasets.recon import motion_jpeg, plain_pickle
 from lawm.labels import VideoLabels, deltas, read_labels
 from lawm.shards import VideoRef, read_index, unique_keys
 from lawm.simulation import PushTSpec, simulate_pusht
@@ -326,6 +326,13 @@ def test_recon_in_nwms_layout(ray_cluster: Session, tmp_path: Path) -> None:
     found = reader(tmp_path / "o")
     assert found.labels is not None and found.labels.action_dim == 3
     assert check(found, {key: (states, 0) for key, states in truth.items()}, "planar_delta") >= 9
+
+
+def test_a_pickle_that_asks_for_more_is_refused_in_one_line() -> None:
+    for data in (b"Pabc\n.", b"\x80\x04\x8c\x08\n\r\n\x0b\x0c \n.\x8c\x01a\x93.", b""):
+        with pytest.raises(LawmError, match="refused or damaged") as caught:
+            plain_pickle(data, "folder")
+        assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.ray

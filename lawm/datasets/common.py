@@ -89,11 +89,16 @@ def limited(items: Iterable[Any], limit: int | None) -> Iterator[Any]:
         yield item
 
 
+def one_line(error: Exception, most: int) -> str:
+    """The beginning of what an error says."""
+    return " ".join(str(error).split())[:most]
+
+
 def read_json(uri: str) -> Any:
     try:
         return json.loads(storage.read_bytes(uri))
     except (ValueError, RecursionError) as error:
-        raise LawmError(f"{uri}: not JSON ({error})") from None
+        raise LawmError(f"{uri}: not JSON ({one_line(error, 120)})") from None
 
 
 def refuse_options(spec: ReadSpec, *names: str) -> None:
@@ -132,14 +137,14 @@ def open_hdf5(uri: str) -> Iterator[Any]:
         except LawmError:
             raise
         except (OSError, RuntimeError, ValueError, KeyError, MemoryError) as error:  # h5py, wherever the damage is met
-            raise LawmError(f"{uri}: not HDF5, or damaged ({next(iter(str(error).splitlines()), '')[:200]})") from None
+            raise LawmError(f"{uri}: not HDF5, or damaged ({one_line(error, 200)})") from None
 
 
 def array(file: Any, uri: str, name: str, dims: int | None = None) -> np.ndarray:
     try:
         values = np.asarray(file[name][()], np.float64)
     except (KeyError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise LawmError(f"{uri}: no readable {name} ({str(error)[:80]})") from None
+        raise LawmError(f"{uri}: no readable {name} ({one_line(error, 80)})") from None
     if values.ndim != dims if dims is not None else not values.ndim:
         raise LawmError(f"{uri}: {name} has {values.ndim} dimensions; expected {dims or 'at least 1'}")
     if not values.size or not np.isfinite(values).all():

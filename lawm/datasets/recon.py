@@ -24,6 +24,7 @@ from lawm.datasets.common import (
     in_batches,
     limited,
     need_h5py,
+    one_line,
     open_hdf5,
     refusal,
     refuse_options,
@@ -177,7 +178,7 @@ def _hdf5_pictures(uri: str) -> list[bytes]:
         try:
             return [bytes(np.asarray(picture).tobytes()) for picture in file["images/rgb_left"][()]]
         except (KeyError, OSError, TypeError, ValueError, RuntimeError) as error:
-            raise LawmError(f"{uri}: no readable images/rgb_left ({str(error)[:80]})") from None
+            raise LawmError(f"{uri}: no readable images/rgb_left ({one_line(error, 80)})") from None
 
 
 def _planar(position: Any, yaw: Any, where: str) -> np.ndarray:
@@ -224,7 +225,7 @@ def plain_pickle(data: bytes, folder: str) -> Any:
     try:
         return _Numbers(io.BytesIO(data)).load()
     except Exception as error:  # a damaged pickle can raise anything
-        raise LawmError(f"{folder}/traj_data.pkl: refused or damaged ({str(error)[:120]})") from None
+        raise LawmError(f"{folder}/traj_data.pkl: refused or damaged ({one_line(error, 120)})") from None
 
 
 def motion_jpeg(frames: Sequence[bytes], rate_hz: float) -> bytes:
