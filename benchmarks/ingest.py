@@ -31,18 +31,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import finish, machine, parser, spread
-from benchmarks.decode import write_film
+from benchmarks.decode import FPS, FRAMES, SIZE, write_film
 from lawm.config import ClipSpec, ClusterConfig, Config, DataConfig, PixelsEncoder, TrainConfig, override
 
 BATCH = 8
 PACKAGES = ("lawm", "ray", "av", "torch")
-FRAMES, SIZE = 16, 256
 
 
-def settings(index: str, cores: int) -> Config:
+def settings(index: str) -> Config:
     """Clips of the paper's form: 16 frames at 4 fps, 256 x 256. Decode tasks share the cores with the worker."""
     return Config(
-        data=DataConfig(index=index, clip=ClipSpec(frames=FRAMES, fps=4.0, size=SIZE), val_fraction=0.0),
+        data=DataConfig(index=index, clip=ClipSpec(frames=FRAMES, fps=FPS, size=SIZE), val_fraction=0.0),
         encoder=PixelsEncoder(),
         train=TrainConfig(batch=BATCH),
         cluster=ClusterConfig(cpus_per_worker=0.01, decode_cpus=1.0),
@@ -160,7 +159,7 @@ class Look:
 class MemoryWatch:
     """Looks every `period_s` at this process and all below it. `peak`: of their Pss, files and store included."""
 
-    def __init__(self, session: Any, period_s: float = 4.0) -> None:
+    def __init__(self, session: Any, period_s: float) -> None:
         self.peak = 0.0
         self.looks: list[Look] = []
         self._session, self._period_s = session, period_s
@@ -273,7 +272,7 @@ def memory_run(session: Any, folder: Path, cores: int, clips: int) -> MemoryRun:
     for i in range(8):
         write_film(folder / "small" / f"{i}.mp4", 160, 120, 300, 30)
     index = str(folder / "small.parquet")
-    config = override(settings(index, cores), "data.clip.size", 96)
+    config = override(settings(index), "data.clip.size", 96)
     config = override(config, "cluster.decode_cpus", (cores + 0.9) / 2)  # two slots on any machine
     build_index([str(folder / "small")], index, config)
     with MemoryWatch(session, 1.0) as memory:
@@ -313,7 +312,7 @@ def rates(session: Any, folder: Path, cores: int, rounds: int, turns: int, films
     (folder / "films").mkdir()
     for i in range(films):
         write_film(folder / "films" / f"{i:03d}.mp4", 640, 360, 600, 30)
-    config = settings(str(folder / "index.parquet"), cores)
+    config = settings(str(folder / "index.parquet"))
     through, first = [], []
     build_index([str(folder / "films")], str(folder / "index.parquet"), config)
     bare = [bare_rate(config, cores, clips)]

@@ -217,14 +217,20 @@ def test_a_video_that_goes_away_is_a_reason_and_a_server_that_does_is_not(
         decode_clip(ref, 0.0, CLIP, LIMITS)
 
 
+def put_videos(make_video, count: int, folder: Path, where: str) -> str:
+    """`count` videos below `where` on S3, and their index there."""
+    for i in range(count):
+        make_video(folder / f"{i}.mp4", seed=i)
+        storage.write_bytes(f"{where}/videos/{i}.mp4", (folder / f"{i}.mp4").read_bytes())
+    rows = [probe(ref, LIMITS) for ref in list_videos([f"{where}/videos"])]
+    write_index(rows_to_table(rows), f"{where}/index.parquet")
+    return f"{where}/index.parquet"
+
+
 def test_a_run_from_s3_to_s3(signed: str, make_video, tmp_path: Path) -> None:
     """Videos, index, run folder and checkpoints on S3; resumed from there."""
-    for i in range(4):
-        make_video(tmp_path / f"{i}.mp4", seed=i)
-        storage.write_bytes(f"s3://bucket/run/videos/{i}.mp4", (tmp_path / f"{i}.mp4").read_bytes())
-    rows = [probe(ref, LIMITS) for ref in list_videos(["s3://bucket/run/videos"])]
-    write_index(rows_to_table(rows), "s3://bucket/run/index.parquet")
-    config = tiny_with(data__index="s3://bucket/run/index.parquet", train__steps=4, train__checkpoint_every=2)
+    index = put_videos(make_video, 4, tmp_path, "s3://bucket/run")
+    config = tiny_with(data__index=index, train__steps=4, train__checkpoint_every=2)
 
     class Cut(Exception):
         pass
@@ -246,14 +252,10 @@ def test_a_run_from_s3_to_s3(signed: str, make_video, tmp_path: Path) -> None:
 
 def test_a_run_on_s3_that_stops_has_listed_why(signed: str, make_video, tmp_path: Path) -> None:
     """Its lines are kept in memory between checkpoints; here it ends before the first of them."""
-    for i in range(2):
-        make_video(tmp_path / f"{i}.mp4", seed=i)
-        storage.write_bytes(f"s3://bucket/stops/videos/{i}.mp4", (tmp_path / f"{i}.mp4").read_bytes())
-    rows = [probe(ref, LIMITS) for ref in list_videos(["s3://bucket/stops/videos"])]
-    write_index(rows_to_table(rows), "s3://bucket/stops/index.parquet")
+    index = put_videos(make_video, 2, tmp_path, "s3://bucket/stops")
     storage.delete("s3://bucket/stops/videos/1.mp4")
     config = tiny_with(
-        data__index="s3://bucket/stops/index.parquet",
+        data__index=index,
         data__val_fraction=0.0,
         data__max_bad_fraction=0.1,
         train__steps=200,

@@ -280,7 +280,7 @@ def _train(spec: RunSpec) -> None:
     reports = _Reports(spec, rank, setup.resume.step if setup.resume else 0)
 
     def batches(cursor: Cursor) -> Iterator[ClipBatch]:
-        size = local_batch(settings(config, kind)[1], world)
+        size = local_batch(reports.loop, world)
         if _streams(config, kind):
             shard = ray.train.get_dataset_shard("clips")
             return streamed_batches(shard, size, cursor, config.data.max_bad_fraction, reports.bad)
@@ -326,12 +326,11 @@ class _Reports:
             self.saved.append(self.writers[run].checkpoint(checkpoint))
 
     def tell(self, step: int, metrics: dict[str, float]) -> None:
-        """After every run's report: older checkpoints, the lines of members that have stopped, the board, Ray Train."""
+        """After every run's report: older checkpoints, the board, and Ray Train."""
         noted = None
         if self.rank == 0:
-            for run, writer in self.writers.items() if self.saved else ():  # not before every member has its checkpoint
+            for run in self.writers if self.saved else ():  # not before every member has its checkpoint
                 prune_checkpoints(run, self.loop.keep)
-                writer.flush()
             self.spec.board.put.remote({"step": step, "steps": self.loop.steps, **metrics})
         if self.saved and self.saved[0] == join(self.spec.runs[0], checkpoint_name(step)):
             filesystem, path = arrow_filesystem(self.saved[0])
