@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import tarfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
 from itertools import islice
 from multiprocessing import get_context
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -89,7 +91,11 @@ class PushTSimulator:
         self._env.control_hz = round(spec.rate_hz)  # physics steps an action: PHYSICS_HZ / rate_hz
 
     def episode(self, seed: int, number: int) -> Episode:
-        """Episode `number` of `seed`: depends on these two (and the spec) alone."""
+        """Episode `number` of `seed`: depends on these two (and the spec) alone. Ctrl-C is answered at its end."""
+        with _interrupt_held_back():
+            return self._episode(seed, number)
+
+    def _episode(self, seed: int, number: int) -> Episode:
         rng = np.random.default_rng([seed, number])
         self._reset(rng)
         frames, states, actions = [self._picture()], [self._state()], []
@@ -132,6 +138,34 @@ class PushTSimulator:
         side = self.spec.size
         small = self._pygame.transform.smoothscale(self._env._draw(), (side, side))
         return np.frombuffer(self._pygame.image.tobytes(small, "RGB"), np.uint8).reshape(side, side, 3)
+
+
+@contextlib.contextmanager
+def _interrupt_held_back() -> Iterator[Callable[[], None]]:
+    """Answers Ctrl-C when the block ends or calls the function that it is given; a second Ctrl-C at once. The simulator
+    calls back from C, and frees its objects, at any time, and what is raised there is printed and lost: the program
+    would go on, with a picture half drawn."""
+    answer = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(answer):
+        yield lambda: None
+        return
+    caught: list[tuple[int, FrameType | None]] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        caught.append((number, frame))
+        if len(caught) > 1:
+            answer(number, frame)
+
+    def answer_now() -> None:
+        if caught:
+            answer(*caught[0])
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield answer_now
+    finally:
+        signal.signal(signal.SIGINT, answer)
+    answer_now()
 
 
 def encode_mp4(frames: np.ndarray, rate_hz: float, gop_s: float = 1.0, crf: int = 18) -> bytes:
@@ -184,21 +218,23 @@ def simulate_pusht(
     missing = [e for shard, rows in zip(shards, kept, strict=True) if rows is None for e in shard]
     made = _encoded_episodes(missing, seed, spec, processes)
     labels: list[VideoLabels] = []
-    for number, (shard, rows) in enumerate(zip(shards, kept, strict=True)):
-        if rows is None:
-            sink = io.BytesIO()
-            with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for e, (mp4, info) in zip(shard, made, strict=False):  # strict would take one more from `made`
-                    add_member(tar, f"ep_{e:06d}.mp4", mp4)
-                    add_member(tar, f"ep_{e:06d}.json", info)
-                    done, written = done + 1, written + 1
-                    if progress:
-                        progress(done, written)
-            storage.write_bytes(_shard_uri(out, number), sink.getvalue())
-            rows = _shard_labels(out, number, shard)
+    with _interrupt_held_back() as answer_interrupt:
+        for number, (shard, rows) in enumerate(zip(shards, kept, strict=True)):
             if rows is None:
-                raise RuntimeError(f"{_shard_uri(out, number)} cannot be read back")
-        labels += rows
+                sink = io.BytesIO()
+                with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                    for e, (mp4, info) in zip(shard, made, strict=False):  # strict would take one more from `made`
+                        add_member(tar, f"ep_{e:06d}.mp4", mp4)
+                        add_member(tar, f"ep_{e:06d}.json", info)
+                        done, written = done + 1, written + 1
+                        if progress:
+                            progress(done, written)
+                        answer_interrupt()
+                storage.write_bytes(_shard_uri(out, number), sink.getvalue())
+                rows = _shard_labels(out, number, shard)
+                if rows is None:
+                    raise RuntimeError(f"{_shard_uri(out, number)} cannot be read back")
+            labels += rows
     uri = storage.join(out, LABELS_NAME)
     write_labels(labels, uri)
     return uri

@@ -1,14 +1,18 @@
 """The PushT simulator."""
 
 import io
+import os
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
 from lawm.config import LawmError
-from lawm.simulation import AGENT_CLEAR, ARENA, WALL, Episode, PushTSimulator, PushTSpec, encode_mp4
+from lawm.simulation import AGENT_CLEAR, ARENA, WALL, Episode, PushTSimulator, PushTSpec, encode_mp4, simulate_pusht
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +116,64 @@ def test_a_missing_simulator_is_said_with_its_remedy(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "gym_pusht.envs.pusht", None)
     with pytest.raises(LawmError, match="pip install 'gym-pusht"):
         PushTSimulator()
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Sends this process SIGINT, which raises KeyboardInterrupt."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
+def test_an_interrupt_in_the_midst_of_drawing_is_not_lost(
+    simulator: PushTSimulator, episodes: list[Episode], ctrl_c: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gym_pusht.envs.pymunk_override import DrawOptions
+
+    draw, drawn = DrawOptions.draw_fat_segment, []
+
+    def interrupted(*arguments: object) -> None:  # called from C, which prints and drops what it raises
+        drawn.append(arguments)
+        if len(drawn) == 3:
+            ctrl_c()
+        draw(*arguments)
+
+    monkeypatch.setattr(DrawOptions, "draw_fat_segment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        simulator.episode(3, 2)
+    assert len(drawn) >= 3
+    assert np.array_equal(simulator.episode(3, 2).frames, episodes[2].frames)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interrupt_while_an_object_is_freed_is_not_lost(
+    processes: int, ctrl_c: Callable[[], None], tmp_path: Path
+) -> None:
+    class Freed:
+        def __del__(self) -> None:  # pymunk's objects have such finalizers; what they raise is dropped
+            ctrl_c()
+
+    made = []
+
+    def progress(done: int, written: int) -> None:
+        made.append(written)
+        if written == 3:
+            Freed()
+
+    spec = PushTSpec(states=2, size=32)
+    with pytest.raises(KeyboardInterrupt):
+        simulate_pusht(str(tmp_path), 9, spec=spec, shard_size=2, processes=processes, progress=progress)
+    assert made == [0, 1, 2, 3]
+    assert {path.name for path in tmp_path.iterdir()} == {"simulate.json", "pusht-000000.tar"}
+
+
+def test_a_second_interrupt_is_answered_at_once(ctrl_c: Callable[[], None], tmp_path: Path) -> None:
+    def progress(done: int, written: int) -> None:
+        if written:
+            ctrl_c()
+            ctrl_c()
+            raise AssertionError("still here")
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate_pusht(str(tmp_path), 2, spec=PushTSpec(states=2, size=32), progress=progress)
