@@ -5,8 +5,9 @@ Same files, same starts, same output: 16 frames at 4 fps of physical time, short
 - exact: starts anywhere on a 0.25 s grid; lawm returns the very frames that the peers return;
 - keyframe: everyone starts at the key frame that lawm's `start: keyframe` moved to; lawm may then return a
   neighbouring frame, at most one frame away, where the one on display is one that nothing refers to.
-And what the second is worth to a trainer that does not mind where clips start (`moved`): lawm at the moved
-starts against the peers at the asked ones.
+The second again without the loop filter (`unfiltered`, lawm's `loop_filter: skip`): H.264 pictures that differ a
+little, by how much is stated against lawm's own exact ones. And what the second is worth to a trainer that does not
+mind where clips start (`moved`): lawm at the moved starts against the peers at the asked ones.
 
 And lawm on shards that `lawm prepare` has made of a long-GOP file, against the peers on that file (`prepared`).
 
@@ -54,6 +55,8 @@ class Film:
     prepared: VideoRef | None = None
     """The same video as `lawm prepare` makes it."""
     prepared_psnr: float = 0.0
+    unfiltered_psnr: float = float("inf")
+    """Least over the rounds' first clips, to the same frames with the loop filter."""
     unable: dict[str, str] = field(default_factory=dict)
     """Peers that cannot decode it, and why."""
 
@@ -139,9 +142,14 @@ def prepared(film: Film, path: Path) -> VideoRef:
 class Lawm:
     """lawm.video; keeps the greatest time error, and the starts that it moved to."""
 
-    def __init__(self, start: Literal["exact", "keyframe"], prepared: bool = False) -> None:
+    def __init__(
+        self,
+        start: Literal["exact", "keyframe"],
+        loop_filter: Literal["exact", "skip"] = "exact",
+        prepared: bool = False,
+    ) -> None:
         self.prepared = prepared
-        self.spec = ClipSpec(frames=FRAMES, fps=FPS, size=SIZE, start=start)
+        self.spec = ClipSpec(frames=FRAMES, fps=FPS, size=SIZE, start=start, loop_filter=loop_filter)
         self.limits = VideoLimits()
         self.worst_error_s = 0.0
         self.moved_to: dict[tuple[str, float], float] = {}
@@ -240,7 +248,10 @@ def measure(film: Film, lawms: dict[str, Lawm], peers: dict[str, list[Decoder]],
         spent = {("lawm", "exact"): seconds_of(lawms["exact"], film, starts)}
         if film.prepared is not None:
             spent["lawm", "prepared"] = seconds_of(lawms["prepared"], film, starts)
-        spent["lawm", "keyframe"] = seconds_of(lawms["keyframe"], film, starts)
+        for kind in ("keyframe", "unfiltered"):
+            spent["lawm", kind] = seconds_of(lawms[kind], film, starts)
+        both = (lawms[kind](film, starts[0]) for kind in ("keyframe", "unfiltered"))
+        film.unfiltered_psnr = min(film.unfiltered_psnr, psnr(*both))
         moved = [lawms["keyframe"].moved_to[film.name, s] for s in starts]
         for name, decode in chosen.items():
             spent[name, "exact"] = seconds_of(decode, film, starts)
@@ -259,26 +270,39 @@ def ratios(film: Film, peers: dict[str, Any], mine: str, theirs: str) -> list[fl
     return [b / s for b, s in zip(best, film.seconds["lawm", mine], strict=True)]
 
 
-COMPARISONS = {"exact": ("exact", "exact"), "keyframe": ("keyframe", "keyframe"), "moved": ("keyframe", "exact")}
+COMPARISONS = {
+    "exact": ("exact", "exact"),
+    "keyframe": ("keyframe", "keyframe"),
+    "unfiltered": ("unfiltered", "keyframe"),
+    "moved": ("keyframe", "exact"),
+}
+
+
+def said(film: Film, peers: dict[str, Any], mine: str, theirs: str) -> str:
+    """The ratio and its spread as text; empty where there is no peer."""
+    found = ratios(film, peers, mine, theirs) if peers else []
+    spread = _common.spread(found) if found else None
+    return f"   x {spread['median']:.2f} [{spread['low']:.2f}, {spread['high']:.2f}]" if spread else ""
 
 
 def show(films: list[Film], peers: dict[str, Any], clips: int) -> None:
     print(f"clips/s on one core, {FRAMES} frames at {FPS:g} fps to {SIZE} x {SIZE}; x better peer [low, high]")
     for film in films:
         print(film.name)
+
+        def speed(name: str, starts: str, film: Film = film) -> str:
+            return f"{name} {clips / float(np.median(film.seconds[name, starts])):.1f}"
+
         for starts in ("exact", "keyframe"):
             who = ["lawm", *(peer for peer in peers if peer not in film.unable)]
-            speeds = {name: clips / float(np.median(film.seconds[name, starts])) for name in who}
-            said = "   ".join(f"{name} {speed:.1f}" for name, speed in speeds.items())
-            found = ratios(film, peers, *COMPARISONS[starts])
-            ratio = _common.spread(found) if found else None
-            tail = f"   x {ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else ""
-            print(f"  {starts + ' starts:':17} {said}{tail}")
+            speeds = "   ".join(speed(name, starts) for name in who)
+            print(f"  {starts + ' starts:':17} {speeds}{said(film, peers, *COMPARISONS[starts])}")
+        like = f"({film.unfiltered_psnr:.1f} dB to the filtered frames)"
+        ratio = said(film, peers, *COMPARISONS["unfiltered"])
+        print(f"  {'unfiltered:':17} {speed('lawm', 'unfiltered')}{ratio}   {like}")
         if film.prepared is not None:
-            speed = clips / float(np.median(film.seconds["lawm", "prepared"]))
-            ratio = _common.spread(ratios(film, peers, "prepared", "exact")) if peers else None
-            tail = f"   x {ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else ""
-            print(f"  {'prepared:':17} lawm {speed:.1f}{tail}   ({film.prepared_psnr:.1f} dB to the original's frames)")
+            like = f"({film.prepared_psnr:.1f} dB to the original's frames)"
+            print(f"  {'prepared:':17} {speed('lawm', 'prepared')}{said(film, peers, 'prepared', 'exact')}   {like}")
         for name, why in film.unable.items():
             print(f"  {name} cannot decode it ({why})")
 
@@ -291,7 +315,12 @@ def main(argv: list[str] | None = None) -> int:
     rounds, clips = asked.rounds or (3 if asked.quick else 5), asked.clips or (2 if asked.quick else 12)
     machine = _common.machine()
     peers, missing = find_peers()
-    lawms = {"exact": Lawm("exact"), "keyframe": Lawm("keyframe"), "prepared": Lawm("exact", prepared=True)}
+    lawms = {
+        "exact": Lawm("exact"),
+        "keyframe": Lawm("keyframe"),
+        "unfiltered": Lawm("keyframe", "skip"),
+        "prepared": Lawm("exact", prepared=True),
+    }
     with tempfile.TemporaryDirectory() as folder:
         films = make_films(Path(folder), asked.quick)
         if hasattr(os, "sched_setaffinity"):
@@ -310,16 +339,18 @@ def main(argv: list[str] | None = None) -> int:
         made = min(whole, key=lambda s: s["median"])
         long = [film.name for film in films if film.long_gop]
         worst = {kind: min((found[kind, name] for name in long), key=lambda s: s["median"]) for kind in COMPARISONS}
-        same = [s for (kind, _), s in found.items() if kind != "moved"]
+        same = [s for (kind, _), s in found.items() if kind in ("exact", "keyframe")]
         overall = min(same, key=lambda s: s["median"])
         figures = {
             "long_gop_vs_best_peer": worst["keyframe"]["median"],
             "long_gop_exact_vs_best_peer": worst["exact"]["median"],
+            "long_gop_unfiltered_vs_best_peer": worst["unfiltered"]["median"],
             "long_gop_moved_vs_best_peer": worst["moved"]["median"],
             "worst_vs_best_peer": overall["median"],
             "prepared_vs_best_peer": made["median"],
             "prepared_psnr_db": round(min(f.prepared_psnr for f in films if f.prepared is not None), 1),
             "by_file": {f"{name}, {kind}": s for (kind, name), s in found.items() if kind != "moved"},
+            "unfiltered_psnr_db": round(min(f.unfiltered_psnr for f in films if f.long_gop), 1),
             "unable": {film.name: film.unable for film in films if film.unable},
             "spreads": {"prepared": made, **{f"long_gop_{kind}": s for kind, s in worst.items()}, "worst": overall},
             "least_psnr_db": round(likeness, 1),
@@ -333,6 +364,7 @@ def main(argv: list[str] | None = None) -> int:
     figures["starts"] = {
         "long_gop": "least of the long-GOP files, everyone at the same key frames",
         "long_gop_exact": "everyone at the same exact starts",
+        "long_gop_unfiltered": "as long_gop, lawm without the loop filter; unfiltered_psnr_db to its filtered frames",
         "prepared": "lawm on the prepared file, the peers on the original, everyone at the same exact starts",
         "long_gop_moved": "lawm at the key frames nearest to the peers' exact starts",
         "worst": "least of all files, everyone at the same key frames or the same exact starts",

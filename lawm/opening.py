@@ -121,12 +121,17 @@ class Video:
                 self.container.seek(stamp, stream=self.stream)
                 return
 
-    def set_up_decoder(self, explode: bool) -> None:
+    def set_up_decoder(self, explode: bool, loop_filter: bool = True) -> None:
         """One thread; `explode`: a damaged slice is an error, not a guess."""
         context = self.stream.codec_context
         context.thread_type = "NONE"
         context.thread_count = 1
-        context.options = {"max_pixels": str(self.limits.max_pixels)} | ({"err_detect": "explode"} if explode else {})
+        options = {"max_pixels": str(self.limits.max_pixels)}
+        if explode:
+            options["err_detect"] = "explode"
+        if not loop_filter:
+            options["skip_loop_filter"] = "all"
+        context.options = options
 
 
 class _TimedFile:

@@ -227,11 +227,12 @@ def decode_clip(ref: VideoRef, start_s: float, spec: ClipSpec, limits: VideoLimi
 
     Frame i is the one on display at start_s + i / fps (see _choose; its own time, in `seconds_F`, is less than
     half a sampling interval away). With `spec.start == "keyframe"` the start first moves to the nearest key
-    frame from which the clip fits. `seed` places a random crop. Raises VideoError; StorageError for S3 itself.
+    frame from which the clip fits; with `spec.loop_filter == "skip"` the pictures are approximate, their times are
+    not. `seed` places a random crop. Raises VideoError; StorageError for S3 itself.
     """
     deadline = time.monotonic() + limits.timeout_s
     with contextlib.suppress(_Irregular), open_video(ref, limits, deadline) as video:
-        video.set_up_decoder(explode=True)
+        video.set_up_decoder(explode=True, loop_filter=spec.loop_filter == "exact")
         starts = _keyframe_starts(video, start_s) if spec.start == "keyframe" else [start_s]
         for n, start in enumerate(starts):
             try:
@@ -240,7 +241,7 @@ def decode_clip(ref: VideoRef, start_s: float, spec: ClipSpec, limits: VideoLimi
                 if error.reason != "too_short" or n + 1 == len(starts):
                     raise
     with open_video(ref, limits, deadline) as video:
-        video.set_up_decoder(explode=False)
+        video.set_up_decoder(explode=False, loop_filter=spec.loop_filter == "exact")
         return _clip(video, start_s, spec, seed, _plain)
 
 
