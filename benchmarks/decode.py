@@ -32,6 +32,7 @@ import numpy as np
 
 from benchmarks import _common
 from lawm.config import ClipSpec, VideoLimits
+from lawm.opening import LOOP_FILTERED
 from lawm.prepare import PrepareSpec, transcode
 from lawm.shards import VideoRef
 from lawm.video import decode_clip, probe
@@ -49,6 +50,7 @@ class Film:
     long_gop: bool
     seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     ref: VideoRef = field(init=False)
+    codec: str = field(init=False)
     width: int = field(init=False)
     height: int = field(init=False)
     duration_s: float = field(init=False)
@@ -63,6 +65,7 @@ class Film:
     def __post_init__(self) -> None:
         self.ref = VideoRef(str(self.path), 0, self.path.stat().st_size, self.name)
         row = probe(self.ref, VideoLimits())
+        self.codec = row["codec"]
         self.width, self.height, self.duration_s = row["width"], row["height"], row["duration_s"]
 
     @property
@@ -248,10 +251,11 @@ def measure(film: Film, lawms: dict[str, Lawm], peers: dict[str, list[Decoder]],
         spent = {("lawm", "exact"): seconds_of(lawms["exact"], film, starts)}
         if film.prepared is not None:
             spent["lawm", "prepared"] = seconds_of(lawms["prepared"], film, starts)
-        for kind in ("keyframe", "unfiltered"):
-            spent["lawm", kind] = seconds_of(lawms[kind], film, starts)
-        both = (lawms[kind](film, starts[0]) for kind in ("keyframe", "unfiltered"))
-        film.unfiltered_psnr = min(film.unfiltered_psnr, psnr(*both))
+        spent["lawm", "keyframe"] = seconds_of(lawms["keyframe"], film, starts)
+        if film.codec in LOOP_FILTERED:
+            spent["lawm", "unfiltered"] = seconds_of(lawms["unfiltered"], film, starts)
+            both = (lawms[kind](film, starts[0]) for kind in ("keyframe", "unfiltered"))
+            film.unfiltered_psnr = min(film.unfiltered_psnr, psnr(*both))
         moved = [lawms["keyframe"].moved_to[film.name, s] for s in starts]
         for name, decode in chosen.items():
             spent[name, "exact"] = seconds_of(decode, film, starts)
@@ -262,9 +266,9 @@ def measure(film: Film, lawms: dict[str, Lawm], peers: dict[str, list[Decoder]],
 
 
 def ratios(film: Film, peers: dict[str, Any], mine: str, theirs: str) -> list[float]:
-    """Per round: the best peer's seconds over lawm's; nothing where no peer can decode the film."""
+    """Per round: the best peer's seconds over lawm's; nothing where no peer can decode the film, or lawm so."""
     able = [p for p in peers if p not in film.unable]
-    if not able:
+    if not able or ("lawm", mine) not in film.seconds:
         return []
     best = [min(film.seconds[p, theirs][r] for p in able) for r in range(len(film.seconds["lawm", mine]))]
     return [b / s for b, s in zip(best, film.seconds["lawm", mine], strict=True)]
@@ -297,9 +301,10 @@ def show(films: list[Film], peers: dict[str, Any], clips: int) -> None:
             who = ["lawm", *(peer for peer in peers if peer not in film.unable)]
             speeds = "   ".join(speed(name, starts) for name in who)
             print(f"  {starts + ' starts:':17} {speeds}{said(film, peers, *COMPARISONS[starts])}")
-        like = f"({film.unfiltered_psnr:.1f} dB to the filtered frames)"
-        ratio = said(film, peers, *COMPARISONS["unfiltered"])
-        print(f"  {'unfiltered:':17} {speed('lawm', 'unfiltered')}{ratio}   {like}")
+        if film.codec in LOOP_FILTERED:
+            like = f"({film.unfiltered_psnr:.1f} dB to the filtered frames)"
+            ratio = said(film, peers, *COMPARISONS["unfiltered"])
+            print(f"  {'unfiltered:':17} {speed('lawm', 'unfiltered')}{ratio}   {like}")
         if film.prepared is not None:
             like = f"({film.prepared_psnr:.1f} dB to the original's frames)"
             print(f"  {'prepared:':17} {speed('lawm', 'prepared')}{said(film, peers, 'prepared', 'exact')}   {like}")

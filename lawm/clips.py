@@ -15,7 +15,7 @@ from lawm.config import Config, LawmError
 from lawm.labels import Labels, read_labels
 from lawm.sampling import Cursor, MixturePlan, PlanArrays, SamplingPlan
 from lawm.shards import Index, read_pieces
-from lawm.state_cache import StateCache
+from lawm.state_cache import StateCache, check_exact
 
 Split = Literal["train", "val", "all"]
 
@@ -107,6 +107,8 @@ class ClipReader:
         self.labels: Labels | None = read_labels(data.labels) if data.labels else None
         if data.clip.start == "keyframe" and (self.labels is not None or self.cache is not None):
             raise LawmError("clips that start at key frames have neither labels nor a cache: set data.clip.start=exact")
+        if self.cache is not None:
+            check_exact(data.clip)
         if labelled and self.labels is None:
             raise LawmError("labelled clips are needed: set data.labels to a Parquet table of actions")
         if index is None or arrays is None:

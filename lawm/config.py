@@ -42,8 +42,9 @@ class ClipSpec(Frozen):
     """`exact`: the clip starts when the plan says. `keyframe`: the start moves to the nearest key frame (the
     clip says where it really starts), which saves decoding up to there. Labelled and cached data need `exact`."""
     loop_filter: Literal["exact", "skip"] = "exact"
-    """`skip`: H.264 and HEVC are decoded without their deblocking filter: faster, and the pictures differ from the
-    true ones by about what a lossy copy does (`benchmarks.decode` says how much of both). Caches are always exact."""
+    """`skip`: H.264 and HEVC are decoded without their in-loop filters: faster, and the pictures differ from the true
+    ones by about what a lossy copy does (`benchmarks.decode` says how much of both). For clips that are decoded while
+    training; caches and prepared shards are made from exact pictures."""
     placement: Literal["jittered", "aligned"] = "jittered"
     """Where clips start in a video: anywhere on the 1/fps grid, or at multiples of the clip's length, so that each
     epoch has the same clips. A state cache of an encoder that looks back in time needs `aligned`."""

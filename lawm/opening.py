@@ -27,6 +27,8 @@ Reason = Literal[
 
 # Only demuxers that read one file: a playlist or an image pattern could open other files, or the network.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,ivf"
+LOOP_FILTERED = ("h264", "hevc")
+"""Codecs whose in-loop filters can be left out, with pictures still like the true ones (VP8's depart further)."""
 _ISO = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")
 _OTHERS = (b"\x1a\x45\xdf\xa3", b"RIFF", b"FLV\x01", b"OggS", b"\x30\x26\xb2\x75", b"\x00\x00\x01\xba", b"DKIF")
 _REPLACED = "the object is not the one that was indexed; index again"
@@ -122,14 +124,15 @@ class Video:
                 return
 
     def set_up_decoder(self, explode: bool, loop_filter: bool = True) -> None:
-        """One thread; `explode`: a damaged slice is an error, not a guess."""
+        """One thread; `explode`: a damaged slice is an error, not a guess; without `loop_filter` the codecs of
+        LOOP_FILTERED leave out deblocking (HEVC also its sample-adaptive offset)."""
         context = self.stream.codec_context
         context.thread_type = "NONE"
         context.thread_count = 1
         options = {"max_pixels": str(self.limits.max_pixels)}
         if explode:
             options["err_detect"] = "explode"
-        if not loop_filter:
+        if not loop_filter and context.codec.canonical_name in LOOP_FILTERED:
             options["skip_loop_filter"] = "all"
         context.options = options
 

@@ -12,7 +12,7 @@ import signal
 import tarfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
@@ -140,32 +140,43 @@ class PushTSimulator:
         return np.frombuffer(self._pygame.image.tobytes(small, "RGB"), np.uint8).reshape(side, side, 3)
 
 
+class _HeldInterrupt:
+    """A handler of Ctrl-C that waits until it is asked; it answers a second Ctrl-C at once."""
+
+    def __init__(self, answer: Callable[[int, FrameType | None], Any]):
+        self._answer = answer
+        self._caught: tuple[int, FrameType | None] | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self._caught is None:
+            self._caught = number, frame
+        else:
+            self._answer(number, frame)  # may be lost, see below: the first one is kept
+
+    def answer_now(self) -> None:
+        caught, self._caught = self._caught, None
+        if caught is not None:
+            self._answer(*caught)
+
+
 @contextlib.contextmanager
 def _interrupt_held_back() -> Iterator[Callable[[], None]]:
-    """Answers Ctrl-C when the block ends or calls the function that it is given; a second Ctrl-C at once. The simulator
-    calls back from C, and frees its objects, at any time, and what is raised there is printed and lost: the program
-    would go on, with a picture half drawn."""
+    """Answers Ctrl-C when the (outermost) block ends or calls the function that it is given. The simulator calls back
+    from C, and frees its objects, at any time, and what is raised there is printed and lost: the program would go on,
+    with a picture half drawn."""
     answer = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(answer):
+    if isinstance(answer, _HeldInterrupt):
+        yield answer.answer_now
+    elif threading.current_thread() is not threading.main_thread() or not callable(answer):
         yield lambda: None
-        return
-    caught: list[tuple[int, FrameType | None]] = []
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        caught.append((number, frame))
-        if len(caught) > 1:
-            answer(number, frame)
-
-    def answer_now() -> None:
-        if caught:
-            answer(*caught[0])
-
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield answer_now
-    finally:
-        signal.signal(signal.SIGINT, answer)
-    answer_now()
+    else:
+        held = _HeldInterrupt(answer)
+        signal.signal(signal.SIGINT, held)
+        try:
+            yield held.answer_now
+        finally:
+            signal.signal(signal.SIGINT, answer)
+            held.answer_now()
 
 
 def encode_mp4(frames: np.ndarray, rate_hz: float, gop_s: float = 1.0, crf: int = 18) -> bytes:
@@ -218,7 +229,7 @@ def simulate_pusht(
     missing = [e for shard, rows in zip(shards, kept, strict=True) if rows is None for e in shard]
     made = _encoded_episodes(missing, seed, spec, processes)
     labels: list[VideoLabels] = []
-    with _interrupt_held_back() as answer_interrupt:
+    with _interrupt_held_back() as answer_interrupt, contextlib.closing(made):
         for number, (shard, rows) in enumerate(zip(shards, kept, strict=True)):
             if rows is None:
                 sink = io.BytesIO()
@@ -231,6 +242,7 @@ def simulate_pusht(
                             progress(done, written)
                         answer_interrupt()
                 storage.write_bytes(_shard_uri(out, number), sink.getvalue())
+                answer_interrupt()
                 rows = _shard_labels(out, number, shard)
                 if rows is None:
                     raise RuntimeError(f"{_shard_uri(out, number)} cannot be read back")
@@ -349,7 +361,7 @@ def _ignore_interrupt() -> None:
 
 def _encoded_episodes(
     numbers: Sequence[int], seed: int, spec: PushTSpec, processes: int
-) -> Iterator[tuple[bytes, bytes]]:
+) -> Generator[tuple[bytes, bytes]]:
     """The episodes `numbers` in their order, made here or in `processes` single-threaded processes."""
     if processes == 1 or len(numbers) < 2:
         for number in numbers:

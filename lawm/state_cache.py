@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lawm.config import Config, LawmError
+from lawm.config import ClipSpec, Config, LawmError
 from lawm.shards import Index, read_index, write_index
 from lawm.storage import exists, join, read_bytes, write_bytes
 
@@ -39,6 +39,12 @@ def cache_key(
         "duplicate": clip.duplicate,
         "index": index_fingerprint,
     }
+
+
+def check_exact(clip: ClipSpec) -> None:
+    """Raises LawmError for clips whose pictures are approximate: a cache is of exact ones."""
+    if clip.loop_filter != "exact":
+        raise LawmError("a cache holds states of exact pictures: set data.clip.loop_filter=exact")
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,14 @@ def test_what_the_cache_does_not_hold_is_refused(ray_cluster: Session, small_set
     anywhere = looking_back(small_set.index, data__clip__placement="jittered")
     with pytest.raises(LawmError, match=r"set data.clip.placement=aligned, here and in training"):
         encode_index(anywhere, str(tmp_path / "no"))
+    with pytest.raises(LawmError, match=r"set data.clip.loop_filter=exact"):
+        encode_index(looking_back(small_set.index, data__clip__loop_filter="skip"), str(tmp_path / "no"))
     uri = str(tmp_path / "cache")
     encode_index(config, uri)
     for fields, said in (
         ({"data__clip__placement": "jittered"}, "placement: cache 'aligned', config 'jittered'"),
         ({"data__clip__frames": 6}, "frames: cache 4, config 6"),
+        ({"data__clip__loop_filter": "skip"}, "set data.clip.loop_filter=exact"),
     ):
         other = looking_back(small_set.index, data__cache=uri, **fields)
         with pytest.raises(LawmError, match=said):

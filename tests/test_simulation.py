@@ -146,6 +146,12 @@ def test_an_interrupt_in_the_midst_of_drawing_is_not_lost(
     assert np.array_equal(simulator.episode(3, 2).frames, episodes[2].frames)
 
 
+def simulate(out: Path, progress: Callable[[int, int], None], processes: int = 1) -> None:
+    """Nine small episodes, two a shard."""
+    spec = PushTSpec(states=2, size=32)
+    simulate_pusht(str(out), 9, spec=spec, shard_size=2, processes=processes, progress=progress)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_interrupt_while_an_object_is_freed_is_not_lost(
     processes: int, ctrl_c: Callable[[], None], tmp_path: Path
@@ -154,26 +160,46 @@ def test_an_interrupt_while_an_object_is_freed_is_not_lost(
         def __del__(self) -> None:  # pymunk's objects have such finalizers; what they raise is dropped
             ctrl_c()
 
-    made = []
+    made: list[int] = []
 
     def progress(done: int, written: int) -> None:
         made.append(written)
         if written == 3:
             Freed()
 
-    spec = PushTSpec(states=2, size=32)
     with pytest.raises(KeyboardInterrupt):
-        simulate_pusht(str(tmp_path), 9, spec=spec, shard_size=2, processes=processes, progress=progress)
+        simulate(tmp_path, progress, processes)
     assert made == [0, 1, 2, 3]
     assert {path.name for path in tmp_path.iterdir()} == {"simulate.json", "pusht-000000.tar"}
 
 
-def test_a_second_interrupt_is_answered_at_once(ctrl_c: Callable[[], None], tmp_path: Path) -> None:
-    def progress(done: int, written: int) -> None:
+@pytest.mark.parametrize("when", ["between", "within"])
+def test_a_second_interrupt_is_answered_at_once(
+    when: str, ctrl_c: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two episodes, and within one."""
+
+    def twice(*arguments: object) -> None:
+        ctrl_c()
+        ctrl_c()
+        raise AssertionError("still here")
+
+    if when == "within":
+        monkeypatch.setattr(PushTSimulator, "_state", twice)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(tmp_path, lambda done, written: twice() if written else None)
+
+
+def test_an_interrupt_is_answered_once_and_before_errors(ctrl_c: Callable[[], None], tmp_path: Path) -> None:
+    def fails(done: int, written: int) -> None:
         if written:
             ctrl_c()
-            ctrl_c()
-            raise AssertionError("still here")
+            raise LawmError("what the interrupt has caused")
 
     with pytest.raises(KeyboardInterrupt):
-        simulate_pusht(str(tmp_path), 2, spec=PushTSpec(states=2, size=32), progress=progress)
+        simulate(tmp_path / "fails", fails)
+    answered: list[int] = []
+    raising = signal.signal(signal.SIGINT, lambda number, frame: answered.append(number))
+    simulate(tmp_path / "goes_on", lambda done, written: ctrl_c() if written == 1 else None)
+    signal.signal(signal.SIGINT, raising)
+    assert answered == [signal.SIGINT] and (tmp_path / "goes_on" / "labels.parquet").exists()

@@ -20,7 +20,7 @@ from lawm.config import ClipSpec, Config, LawmError
 from lawm.encoder import encode_clips, frames_per_state, load_encoder, looks_back
 from lawm.sampling import grid_frames
 from lawm.shards import Index, VideoRef, read_index
-from lawm.state_cache import Piece, StateCache, cache_key, finish_cache, part_bytes, part_name, rounded
+from lawm.state_cache import Piece, StateCache, cache_key, check_exact, finish_cache, part_bytes, part_name, rounded
 from lawm.storage import absolute, delete, exists, join, list_files, read_bytes, write_bytes
 from lawm.train import autocast, pick_device
 from lawm.video import VideoError, decode_clip
@@ -154,6 +154,7 @@ def whole_clips(config: Config) -> int:
     clip = config.data.clip
     if clip.crop != "center":
         raise LawmError(f"data.clip.crop = {clip.crop}: a cache holds each state once; use center")
+    check_exact(clip)
     if not looks_back(config.encoder):
         return 1
     if clip.placement != "aligned":
@@ -167,7 +168,8 @@ def whole_clips(config: Config) -> int:
 def encode_index(config: Config, uri: str, progress: Callable[[int, int], None] | None = None) -> EncodeReport:
     """Writes the state cache `uri` of `config.data.index`; goes on where an interrupted run ended.
 
-    Raises LawmError: no index, an encoder that looks back and clips that start anywhere, nothing encodable.
+    Raises LawmError: no index, an encoder that looks back and clips that start anywhere, clips that are not exact,
+    nothing encodable.
     """
     uri = absolute(uri)
     clip = config.data.clip
