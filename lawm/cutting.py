@@ -18,8 +18,9 @@ _MAX_ASPECT = 16
 
 
 class Cutter:
-    """Frame -> uint8 [3, size, size] as the clip says; with `whole`, the whole picture [3, H, W] with even sides, the
-    shorter `whole` pixels or what the frame has. `error(reason, detail)` makes what is raised for frames too large."""
+    """Frame -> uint8 [3, size, size] as the clip says; with `whole`, the whole picture [3, H, W] with even sides (see
+    _place_whole), the shorter `whole` pixels or what the frame has. `error(reason, detail)` makes what is raised for
+    frames too large."""
 
     def __init__(
         self,
@@ -59,9 +60,7 @@ class Cutter:
         """(width and height to resize to, left and upper edge of the crop, its width and height)."""
         size = self.spec.size
         if self.whole is not None:
-            scale = min(self.whole / min(width, height), 1.0)
-            wide, high = (max(2, 2 * round(side * scale / 2)) for side in (width, height))
-            return wide, high, 0, 0, wide, high
+            return self._place_whole(width, height, self.whole)
         if self.spec.crop == "center":
             short = round(size * 292 / 256)
             wide, high = round(width * short / min(width, height)), round(height * short / min(width, height))
@@ -70,6 +69,20 @@ class Cutter:
         cut_h = min(height, math.sqrt(self.area * width * height / self.ratio))
         wide, high = round(width * size / cut_w), round(height * size / cut_h)
         return wide, high, int(self.place[0] * (wide - size + 1)), int(self.place[1] * (high - size + 1)), size, size
+
+    def _place_whole(self, width: int, height: int, short: int) -> tuple[int, int, int, int, int, int]:
+        """The same for the whole picture. Where its shorter side becomes `short` = size * 292 / 256, an odd longer one
+        loses its first or last line: the one that leaves a clip's centre crop the very pixels that it has of the
+        original. Sides of smaller pictures are resized to even ones."""
+        if short % 2 or short > min(width, height):
+            scale = min(short / min(width, height), 1.0)
+            wide, high = (max(2, 2 * round(side * scale / 2)) for side in (width, height))
+            return wide, high, 0, 0, wide, high
+        wide, high = round(width * short / min(width, height)), round(height * short / min(width, height))
+        size = round(short * 256 / 292)
+        even_w, even_h = wide - wide % 2, high - high % 2
+        left, upper = (round((s - size) / 2) - round((e - size) / 2) for s, e in ((wide, even_w), (high, even_h)))
+        return wide, high, left, upper, even_w, even_h
 
 
 def shape(frame: VideoFrame, stream: VideoStream) -> tuple[int, int, int]:

@@ -24,7 +24,7 @@ from lawm.video import VideoError, decode_whole, probe
 FRAMES_AT_ONCE = 64
 SHARD_SECONDS = 1200.0
 SHARD_VIDEOS = 256
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

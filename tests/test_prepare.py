@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from made_videos import LIMITS, number_of, write_video
+from made_videos import LIMITS, number_of, ref_to, write_video
 from small_runs import tiny_with
 
 from jobs.__main__ import main
@@ -24,7 +24,7 @@ from lawm.config import ClipSpec, Config, LawmError
 from lawm.prepare import PrepareSpec, prepare_shard, shards, wanted_times
 from lawm.sampling import SamplingPlan, grid_frames
 from lawm.shards import Index, list_videos, read_index, rows_to_table, write_index
-from lawm.video import decode_clip, probe
+from lawm.video import decode_clip, decode_whole, probe
 
 SPEC = PrepareSpec(fps=8.0, short=110, gop=8)
 
@@ -92,6 +92,28 @@ def test_the_plan_is_the_same_and_every_clip_shows_the_same_frames(originals: Pa
         assert np.abs(new.astype(float) - old).mean() < 8, key  # a block of another number would give far more
         seen += 1
     assert seen > 15
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_the_whole_picture_has_the_very_pixels_of_the_clips(rotation: int, tmp_path: Path) -> None:
+    """Also where the resized picture has an odd side, which no H.264 can have, as 16:9 often does."""
+    odd = 0
+    for width, height in ((320, 180), (324, 180), (326, 180), (180, 322), (330, 180), (240, 240), (222, 190)):
+        path = tmp_path / f"{width}_{height}.mp4"
+        write_video(path, 20, width=width, height=height, rotation=rotation)
+        ref, times = ref_to(path), np.array([0.0, 0.25])
+        row = probe(ref, LIMITS)
+        for size in (96, 126, 128):
+            short = round(size * 292 / 256)
+            whole = decode_whole(ref, times, 4.0, short, LIMITS)
+            assert min(whole.shape[2:]) == short and not any(side % 2 for side in whole.shape[2:])
+            odd += round(max(row["width"], row["height"]) * short / min(row["width"], row["height"])) % 2
+            clip = decode_clip(ref, 0.0, ClipSpec(frames=2, fps=4.0, size=size), LIMITS).frames_FCHW
+            y, x = (round((side - size) / 2) for side in whole.shape[2:])
+            np.testing.assert_array_equal(
+                whole[:, :, y : y + size, x : x + size], clip, f"{width} x {height} to {size}"
+            )
+    assert odd >= 3
 
 
 @pytest.mark.parametrize("clip_fps", [1.0, 4.0, 5.0])
