@@ -136,7 +136,7 @@ def make_films(folder: Path, quick: bool) -> list[Film]:
 def prepared(film: Film, path: Path) -> VideoRef:
     """The film as `lawm prepare` makes it for these clips."""
     limits = VideoLimits()
-    spec = PrepareSpec(fps=2 * FPS, short=round(SIZE * 292 / 256))
+    spec = PrepareSpec(fps=2 * FPS, short=ClipSpec(size=SIZE).short_side)
     path.write_bytes(transcode(film.ref, probe(film.ref, limits), FPS, spec, limits))
     return VideoRef(str(path), 0, path.stat().st_size, film.name)
 
@@ -284,30 +284,29 @@ COMPARISONS = {
 
 def said(film: Film, peers: dict[str, Any], mine: str, theirs: str) -> str:
     """The ratio and its spread as text; empty where there is no peer."""
-    found = ratios(film, peers, mine, theirs) if peers else []
-    spread = _common.spread(found) if found else None
-    return f"   x {spread['median']:.2f} [{spread['low']:.2f}, {spread['high']:.2f}]" if spread else ""
+    found = ratios(film, peers, mine, theirs)
+    if not found:
+        return ""
+    spread = _common.spread(found)
+    return f"   x {spread['median']:.2f} [{spread['low']:.2f}, {spread['high']:.2f}]"
 
 
 def show(films: list[Film], peers: dict[str, Any], clips: int) -> None:
     print(f"clips/s on one core, {FRAMES} frames at {FPS:g} fps to {SIZE} x {SIZE}; x better peer [low, high]")
     for film in films:
         print(film.name)
-
-        def speed(name: str, starts: str, film: Film = film) -> str:
-            return f"{name} {clips / float(np.median(film.seconds[name, starts])):.1f}"
-
+        speed = {(who, how): f"{who} {clips / np.median(times):.1f}" for (who, how), times in film.seconds.items()}
         for starts in ("exact", "keyframe"):
             who = ["lawm", *(peer for peer in peers if peer not in film.unable)]
-            speeds = "   ".join(speed(name, starts) for name in who)
+            speeds = "   ".join(speed[name, starts] for name in who)
             print(f"  {starts + ' starts:':17} {speeds}{said(film, peers, *COMPARISONS[starts])}")
         if film.codec in LOOP_FILTERED:
             like = f"({film.unfiltered_psnr:.1f} dB to the filtered frames)"
             ratio = said(film, peers, *COMPARISONS["unfiltered"])
-            print(f"  {'unfiltered:':17} {speed('lawm', 'unfiltered')}{ratio}   {like}")
+            print(f"  {'unfiltered:':17} {speed['lawm', 'unfiltered']}{ratio}   {like}")
         if film.prepared is not None:
             like = f"({film.prepared_psnr:.1f} dB to the original's frames)"
-            print(f"  {'prepared:':17} {speed('lawm', 'prepared')}{said(film, peers, 'prepared', 'exact')}   {like}")
+            print(f"  {'prepared:':17} {speed['lawm', 'prepared']}{said(film, peers, 'prepared', 'exact')}   {like}")
         for name, why in film.unable.items():
             print(f"  {name} cannot decode it ({why})")
 

@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
 
     config = override(resolve_config(args), "data.index", storage.absolute(args.index))
     clip = config.data.clip
-    needed = round(clip.size * 292 / 256)
-    short = args.short if args.short is not None else needed + needed % 2  # H.264's sides are even
+    even = clip.short_side + clip.short_side % 2  # as H.264's sides are
+    short = args.short if args.short is not None else even
     spec = PrepareSpec(args.fps if args.fps is not None else 2 * clip.fps, short, args.gop, args.crf)
     spec.check(clip)
     index = read_index(args.index)

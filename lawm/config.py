@@ -37,7 +37,7 @@ class ClipSpec(Frozen):
     fps: float = Field(4.0, gt=0, le=240)
     size: int = Field(256, ge=16, le=2048)
     crop: Literal["center", "random_resized"] = "center"
-    """`center`: short side to size * 292 / 256, centre crop. `random_resized`: one random crop a clip."""
+    """`center`: short side to `short_side`, centre crop. `random_resized`: one random crop a clip."""
     start: Literal["exact", "keyframe"] = "exact"
     """`exact`: the clip starts when the plan says. `keyframe`: the start moves to the nearest key frame (the
     clip says where it really starts), which saves decoding up to there. Labelled and cached data need `exact`."""
@@ -56,6 +56,11 @@ class ClipSpec(Frozen):
     def seconds(self) -> float:
         """Seconds from the first to the last frame of a clip."""
         return (self.frames - 1) / self.fps
+
+    @property
+    def short_side(self) -> int:
+        """The shorter side of the resized picture that a centre crop is cut from, pixels (V-JEPA 2: 292 for 256)."""
+        return round(self.size * 292 / 256)
 
 
 class VideoLimits(Frozen):

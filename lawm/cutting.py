@@ -62,9 +62,8 @@ class Cutter:
         if self.whole is not None:
             return self._place_whole(width, height, self.whole)
         if self.spec.crop == "center":
-            short = round(size * 292 / 256)
-            wide, high = round(width * short / min(width, height)), round(height * short / min(width, height))
-            return wide, high, round((wide - size) / 2), round((high - size) / 2), size, size
+            wide, high = _resized(width, height, self.spec.short_side)
+            return wide, high, _centre(wide, size), _centre(high, size), size, size
         cut_w = min(width, math.sqrt(self.area * width * height * self.ratio))
         cut_h = min(height, math.sqrt(self.area * width * height / self.ratio))
         wide, high = round(width * size / cut_w), round(height * size / cut_h)
@@ -78,11 +77,21 @@ class Cutter:
             scale = min(short / min(width, height), 1.0)
             wide, high = (max(2, 2 * round(side * scale / 2)) for side in (width, height))
             return wide, high, 0, 0, wide, high
-        wide, high = round(width * short / min(width, height)), round(height * short / min(width, height))
-        size = round(short * 256 / 292)
+        wide, high = _resized(width, height, short)
         even_w, even_h = wide - wide % 2, high - high % 2
-        left, upper = (round((s - size) / 2) - round((e - size) / 2) for s, e in ((wide, even_w), (high, even_h)))
+        size = round(short * 256 / 292)
+        left, upper = (_centre(side, size) - _centre(even, size) for side, even in ((wide, even_w), (high, even_h)))
         return wide, high, left, upper, even_w, even_h
+
+
+def _resized(width: int, height: int, short: int) -> tuple[int, int]:
+    """(width, height) with the shorter side `short`."""
+    return round(width * short / min(width, height)), round(height * short / min(width, height))
+
+
+def _centre(side: int, size: int) -> int:
+    """Where the middle `size` pixels of a side begin."""
+    return round((side - size) / 2)
 
 
 def shape(frame: VideoFrame, stream: VideoStream) -> tuple[int, int, int]:

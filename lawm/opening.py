@@ -123,8 +123,8 @@ class Video:
                 self.container.seek(stamp, stream=self.stream)
                 return
 
-    def set_up_decoder(self, explode: bool, loop_filter: bool = True) -> None:
-        """One thread; `explode`: a damaged slice is an error, not a guess; without `loop_filter` the codecs of
+    def set_up_decoder(self, explode: bool, loop_filter: Literal["exact", "skip"] = "exact") -> None:
+        """One thread; `explode`: a damaged slice is an error, not a guess; with `loop_filter` "skip" the codecs of
         LOOP_FILTERED leave out deblocking (HEVC also its sample-adaptive offset)."""
         context = self.stream.codec_context
         context.thread_type = "NONE"
@@ -132,7 +132,7 @@ class Video:
         options = {"max_pixels": str(self.limits.max_pixels)}
         if explode:
             options["err_detect"] = "explode"
-        if not loop_filter and context.codec.canonical_name in LOOP_FILTERED:
+        if loop_filter == "skip" and context.codec.canonical_name in LOOP_FILTERED:
             options["skip_loop_filter"] = "all"
         context.options = options
 

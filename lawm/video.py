@@ -232,7 +232,7 @@ def decode_clip(ref: VideoRef, start_s: float, spec: ClipSpec, limits: VideoLimi
     """
     deadline = time.monotonic() + limits.timeout_s
     with contextlib.suppress(_Irregular), open_video(ref, limits, deadline) as video:
-        video.set_up_decoder(explode=True, loop_filter=spec.loop_filter == "exact")
+        video.set_up_decoder(explode=True, loop_filter=spec.loop_filter)
         starts = _keyframe_starts(video, start_s) if spec.start == "keyframe" else [start_s]
         for n, start in enumerate(starts):
             try:
@@ -241,7 +241,7 @@ def decode_clip(ref: VideoRef, start_s: float, spec: ClipSpec, limits: VideoLimi
                 if error.reason != "too_short" or n + 1 == len(starts):
                     raise
     with open_video(ref, limits, deadline) as video:
-        video.set_up_decoder(explode=False, loop_filter=spec.loop_filter == "exact")
+        video.set_up_decoder(explode=False, loop_filter=spec.loop_filter)
         return _clip(video, start_s, spec, seed, _plain)
 
 
