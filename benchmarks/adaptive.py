@@ -24,11 +24,9 @@ from lawm.config import (
     WorldModelConfig,
 )
 from lawm.config import TransformerIDM as Idm
-from lawm.evaluation.capacity import per_clip_error
-from lawm.objective import ClipBatch, LatentActionObjective
-from lawm.population import encoded_batch
+from lawm.evaluation import per_clip_error
 from lawm.recipes import tiny
-from lawm.train import Trainer
+from lawm.training import ClipBatch, LatentActionObjective, Trainer, encoded_batch
 
 BETAS = [3e-3, 1e-3, 3e-4, 1e-4, 3e-5]
 DISTORTIONS = [0.2, 0.1]

@@ -32,10 +32,8 @@ import numpy as np
 
 from benchmarks import _common
 from lawm.config import ClipSpec, VideoLimits
-from lawm.opening import LOOP_FILTERED
-from lawm.prepare import PrepareSpec, transcode
-from lawm.shards import VideoRef
-from lawm.video import decode_clip, probe
+from lawm.data import PrepareSpec, transcode
+from lawm.video import LOOP_FILTERED, VideoRef, decode_clip, probe
 
 FRAMES, FPS, SIZE = 16, 4.0, 256
 Decoder = Callable[["Film", float], np.ndarray]

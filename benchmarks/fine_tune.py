@@ -14,16 +14,12 @@ from typing import Any
 import torch
 
 from benchmarks._common import finish, parser
-from lawm.batches import collate, local_batches
-from lawm.clips import ClipReader, first_clips
 from lawm.config import Config, FineTuneConfig, LawmError, TrainConfig, VideoLimits
-from lawm.evaluation.control import Probed, collect, r_squared, ridge
-from lawm.objective import ClipBatch, LatentActionObjective
+from lawm.data import ClipReader, Cursor, first_clips, list_videos, rows_to_table, write_index
+from lawm.evaluation import Probed, collect, r_squared, ridge
 from lawm.recipes import recipe
-from lawm.sampling import Cursor
-from lawm.shards import list_videos, rows_to_table, write_index
 from lawm.simulation import simulate_pusht
-from lawm.train import settings, train, validate
+from lawm.training import ClipBatch, LatentActionObjective, collate, local_batches, settings, train, validate
 from lawm.video import probe
 
 WAYS: dict[str, dict[str, Any]] = {

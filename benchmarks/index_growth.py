@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks._common import finish, parser
-from lawm.shards import INDEX_SCHEMA, write_index
+from lawm.data import INDEX_SCHEMA, write_index
 
 PIECE = 250_000
 BATCH = 1024

@@ -50,7 +50,7 @@ def settings(index: str) -> Config:
 
 def decode_share(config: Config, first: int, step: int, clips: int, results: Any, ready: Any) -> None:
     """One bare process: decodes its clips once all processes are ready; reports its seconds."""
-    from lawm.clips import ClipReader
+    from lawm.data import ClipReader
 
     reader = ClipReader(config)
     reader.sample(first)
@@ -94,7 +94,7 @@ def drain(loop: dict[str, Any]) -> None:
     import ray.train
 
     from lawm.cluster.ingest import streamed_batches
-    from lawm.sampling import Cursor
+    from lawm.data import Cursor
 
     clips, warm, batch = loop["clips"], loop["warm"], loop["batch"]
     started = time.time()
@@ -125,7 +125,7 @@ def through_ray(
 
     from lawm.cluster.ingest import clip_dataset, shard_options
     from lawm.cluster.session import TRAIN, label_selector
-    from lawm.sampling import Cursor
+    from lawm.data import Cursor
 
     note, workers = folder / "drained", config.cluster.workers
     TorchTrainer(

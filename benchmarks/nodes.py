@@ -91,7 +91,7 @@ def wake(slots: int) -> None:
 
     def load() -> None:
         import lawm.cluster.decode
-        import lawm.video  # noqa: F401
+        import lawm.video.decode  # noqa: F401
 
         time.sleep(3.0)  # until the others have theirs
 
@@ -100,7 +100,7 @@ def wake(slots: int) -> None:
 
 def lone_rate(config: Config, clips: int) -> float:
     """Clips/s of one process that decodes one clip after the other: what a slot can give."""
-    from lawm.clips import ClipReader
+    from lawm.data import ClipReader
 
     reader = ClipReader(config)
     reader.sample(0)
@@ -167,8 +167,7 @@ def growth(counts: list[int], seconds: float, quick: bool) -> dict[str, Any]:
 def one_core(path: str, starts: list[float], results: Any) -> None:
     """In a process of its own, on one core, what a decode worker has loaded: (clips per processor second, MiB)."""
     import lawm.cluster.decode  # noqa: F401
-    from lawm.shards import VideoRef
-    from lawm.video import decode_clip
+    from lawm.video import VideoRef, decode_clip
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

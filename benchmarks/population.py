@@ -14,10 +14,8 @@ import torch
 
 from benchmarks._common import finish, machine, parser, spread
 from lawm.config import ClipSpec, Config, Noisy, TransformerIDM, VJepa2Encoder, WorldModelConfig
-from lawm.objective import ClipBatch, LatentActionObjective
-from lawm.population import encoded_batch
 from lawm.recipes import recipe
-from lawm.train import Trainer, pick_device
+from lawm.training import ClipBatch, LatentActionObjective, Trainer, encoded_batch, pick_device
 
 SIZES = (1, 2, 4, 8)
 BETAS = [5e-3 / 4**i for i in range(max(SIZES))]

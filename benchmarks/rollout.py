@@ -14,9 +14,9 @@ import torch
 
 from benchmarks._common import finish, machine, parser, spread
 from lawm.config import WorldModelConfig
+from lawm.model import WorldModel
 from lawm.recipes import recipe
-from lawm.train import autocast, pick_device
-from lawm.world_model import WorldModel
+from lawm.training import autocast, pick_device
 
 LATENT = 128
 

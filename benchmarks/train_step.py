@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import lawm.layers
+import lawm.model.layers
 from benchmarks._common import finish, machine, parser, spread
 from benchmarks.rollout import seconds
 from lawm.config import ClipSpec, Config, Noisy, TransformerIDM, VJepa2Encoder, WorldModelConfig
-from lawm.objective import ClipBatch, LatentActionObjective
 from lawm.recipes import recipe
-from lawm.train import Trainer, autocast, pick_device
+from lawm.training import ClipBatch, LatentActionObjective, Trainer, autocast, pick_device
 
 PAPERS_RATE = 11.1
 """Clips/s per H100 of the paper's own run: 1024 x 30,000 clips in 12 hours on 64 GPUs."""
@@ -96,12 +95,12 @@ def plain_attend(q: Tensor, k: Tensor, v: Tensor, tokens: int | None) -> Tensor:
 @contextmanager
 def plain_reference() -> Iterator[None]:
     """Every block's attention replaced by the reference."""
-    own = lawm.layers.attend
-    lawm.layers.attend = plain_attend
+    own = lawm.model.layers.attend
+    lawm.model.layers.attend = plain_attend
     try:
         yield
     finally:
-        lawm.layers.attend = own
+        lawm.model.layers.attend = own
 
 
 def step_times(trainer: Trainer, batch: ClipBatch, count: int) -> list[float]:

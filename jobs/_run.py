@@ -62,7 +62,7 @@ def mixed(given: str) -> dict[str, Any]:
 def checkpoint_config(args: argparse.Namespace) -> Config:
     """The config of --checkpoint with the data arguments and every --set applied. With --recipe, that recipe's
     controller, decoder, evaluation, planning and cluster; the model and its clips are the checkpoint's."""
-    from lawm.checkpoint import config_in_use, read_about
+    from lawm.training import config_in_use, read_about
 
     trained = base = parse_config(read_about(args.checkpoint)["config"], args.checkpoint)
     if args.recipe:
@@ -121,7 +121,7 @@ def counted(*titles: str) -> Iterator[Any]:
 
 def training_note(figures: dict[str, Any]) -> str:
     """loss, clips/s and quarantined clips of a training step, as one short text; COLLAPSED where latents have."""
-    from lawm.latent_action import collapse_warning
+    from lawm.model import collapse_warning
 
     parts = []
     if "loss" in figures:
@@ -151,7 +151,7 @@ class Fit:
 def train_on_ray(*fits: Fit) -> list[str]:
     """Trains inside an open session, several runs side by side, each with a progress line; newest checkpoints."""
     from lawm.cluster.fit import fit
-    from lawm.train import settings
+    from lawm.training import settings
 
     def one(job: Fit, show: Show) -> str:
         _, loop = settings(job.config, job.kind)
@@ -170,7 +170,7 @@ def train_on_ray(*fits: Fit) -> list[str]:
 
 def train_plainly(job: Fit) -> str:
     """The same without Ray, in this process."""
-    from lawm.train import fit_local, settings
+    from lawm.training import fit_local, settings
 
     _, loop = settings(job.config, job.kind)
     with counted(job.title) as show:
@@ -188,18 +188,16 @@ def run_training(
     members: Sequence[Config] = (),
 ) -> int:
     """The body of `lawm train`, `lawm controller` and `lawm decoder`. `members`: configs of a population."""
-    from lawm.checkpoint import read_about
     from lawm.cluster.session import start
-    from lawm.fine_tune import check_fine_tuning
-    from lawm.latent_action import collapse_warning
-    from lawm.train import local_batch, settings
+    from lawm.model import collapse_warning
+    from lawm.training import check_fine_tuning, local_batch, read_about, settings
 
     out = storage.absolute(args.out)
     _, loop = settings(config, kind)
     local_batch(loop, max(config.cluster.workers, 1))
     runs = [storage.join(out, f"member-{i}") for i in range(len(members))] or [out]
     if members:
-        from lawm.population import check_population
+        from lawm.training import check_population
 
         check_population(list(members))
     for one in members or [config]:
@@ -241,11 +239,10 @@ def describe_training(
     config: Config, kind: str, out: str, runs: list[str], videos: Sequence[str], members: Sequence[Config]
 ) -> None:
     """The dry run of a training job: looks at all that the run would refuse, and prints what it would do."""
-    from lawm.clips import open_reader
     from lawm.cluster.fit import needs
-    from lawm.encoder import load_encoder
-    from lawm.objective import parameter_counts
-    from lawm.train import check_same_run, settings
+    from lawm.data import open_reader
+    from lawm.model import load_encoder
+    from lawm.training import check_same_run, parameter_counts, settings
 
     _, loop = settings(config, kind)
     for run, one in zip(runs, members or [config], strict=True):
@@ -281,7 +278,7 @@ def describe_training(
 
 def check_objective(config: Config, kind: str) -> None:
     """Raises LawmError where a controller or decoder of that model cannot be trained on those clips."""
-    from lawm.encoder import check_state_a_frame
+    from lawm.model import check_state_a_frame
 
     if kind == "controller":
         check_state_a_frame(config.encoder, config.data.clip)
@@ -292,7 +289,7 @@ def check_objective(config: Config, kind: str) -> None:
 def train_members(members: Sequence[Config], runs: list[str], plain: bool) -> list[str]:
     """Trains a population, with a progress line for the figures of its first member; newest checkpoints."""
     from lawm.cluster.fit import fit_population
-    from lawm.population import fit_population_local
+    from lawm.training import fit_population_local
 
     steps = members[0].train.steps
 
@@ -306,8 +303,8 @@ def index_for_run(
     videos: Sequence[str], out: str, config: Config, build: Callable[..., Any], runs: Sequence[str]
 ) -> Any:
     """Indexes the videos of `runs`. Where they have checkpoints, the index is replaced by an equal one only."""
-    from lawm.checkpoint import newest_checkpoint
-    from lawm.shards import read_index
+    from lawm.data import read_index
+    from lawm.training import newest_checkpoint
 
     where = storage.join(out, "index.parquet")
     # A population and a single run may have lain in one folder.

@@ -14,9 +14,7 @@ from jobs._run import counted
 from jobs.index import reasons_table
 from lawm import storage
 from lawm.config import LawmError
-from lawm.datasets.common import KINDS, ReadSpec
-from lawm.datasets.layouts import LAYOUTS, layout
-from lawm.labels import ActionKind
+from lawm.data import KINDS, LAYOUTS, ActionKind, ReadSpec, layout
 
 if TYPE_CHECKING:
     from lawm.cluster.dataset import DatasetReport

@@ -119,9 +119,9 @@ def train_all(demo: Demo) -> None:
 
 def measure(demo: Demo) -> list[Result]:
     """Evaluations on held-out PushT, planning, and what can be said of the natural videos."""
-    from lawm.checkpoint import read_about
     from lawm.cluster.evaluate import evaluate
     from lawm.cluster.plan import plan_episodes, summarize_episodes
+    from lawm.training import read_about
 
     model, twin, controller = (demo.path(n) for n in ("model", "deterministic", "controller"))
     with demo.step("evaluate"):

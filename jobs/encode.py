@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from lawm.cluster.encode import chunks, encode_index, needs, whole_clips
     from lawm.cluster.session import start
-    from lawm.shards import read_index
+    from lawm.data import read_index
 
     if args.dry_run:
         whole = whole_clips(config)

@@ -32,11 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     config = checkpoint_config(args)
 
-    from lawm.checkpoint import read_about
-    from lawm.clips import ClipReader
     from lawm.cluster.evaluate import check_asked, evaluate, needs
     from lawm.cluster.session import start
+    from lawm.data import ClipReader
     from lawm.report import print_table, results_table
+    from lawm.training import read_about
 
     if args.dry_run:
         for uri in (args.deterministic, args.unconstrained, args.controller):

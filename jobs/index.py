@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     check_places(args.sources, args.out)
     needs = index_needs(config)
     if args.dry_run:
-        from lawm.shards import list_videos
+        from lawm.data import list_videos
 
         videos = sum(1 for _ in list_videos(args.sources))
         describe(config, needs, None, videos=videos, sources=args.sources, out=storage.absolute(args.out))

@@ -6,13 +6,32 @@ Writes the report and, beside it, the contact sheet as a PNG.
 """
 
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from jobs._cli import base_parser, describe, resolve_config, run_job
 from jobs._run import counted as progress_line
 from lawm import storage
-from lawm.config import LawmError, override
+from lawm.config import ClipSpec, LawmError, override
+
+if TYPE_CHECKING:
+    from lawm.data import Sample
+    from lawm.report import Pictures
+
+
+def contact_sheet(clips: "Sequence[Sample]", spec: ClipSpec) -> "Pictures":
+    """The frames of each clip in a row, at the times that they have in its video."""
+    from lawm.report import Pictures
+
+    return Pictures(
+        "Random clips",
+        [[frame.transpose(1, 2, 0).copy() for frame in clip.frames] for clip in clips if clip.frames is not None],
+        [f"{clip.key}\nfrom {clip.start_s:.2f} s" for clip in clips],
+        [f"+ {i / spec.fps:.2f} s" for i in range(spec.frames)],
+        caption=f"{spec.frames} frames at {spec.fps:g} a second of physical time, centre crop.",
+    )
 
 
 @run_job
@@ -32,10 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         raise LawmError(f"--clips {args.clips}: expected 0 or more")
 
     from jobs.report import facts, grid_png
-    from lawm import inspection
-    from lawm.clips import ClipReader
-    from lawm.report import Cell, Curves, Section, Table, Text, print_table, write_report
-    from lawm.shards import read_index
+    from lawm.data import ClipReader, inspection, read_index
+    from lawm.report import Cell, Curves, Section, Series, Table, Text, print_table, write_report
 
     config = override(resolve_config(args), "data.index", storage.absolute(args.index))
     index = read_index(args.index)
@@ -47,11 +64,12 @@ def main(argv: list[str] | None = None) -> int:
     found = inspection.totals(index)
     said = "{videos:,} videos, {usable:,} usable: {hours:,.2f} hours, {gib:,.2f} GiB, {frames:,} frames".format(**found)
     console.print(said)
-    tables = [inspection.counted(index)]
+    tables = [Table("What there is", ["", "videos"], [list(row) for row in inspection.counted(index)])]
     sections: list[Section] = [Text("", said)]
     timing = inspection.timing(index)
     if timing.videos:
-        tables.append(inspection.quantiles(index))
+        of: list[list[Cell]] = [[name, *values] for name, values in inspection.quantiles(index).items()]
+        tables.append(Table("Distributions", ["", "least", "25 %", "median", "75 %", "95 %", "greatest", "mean"], of))
     timed = (
         f"{timing.wrong_rate:,} of {timing.videos:,} containers claim another rate than their time stamps show; "
         f"{timing.variable_rate:,} videos have a variable rate; {timing.late_start:,} do not start at time 0. "
@@ -67,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         sections.append(Table("Rates that do not hold", ["video", "container", "time stamps"], rows))
     for name, values in inspection.values_of(index).items():
         if len(values):
-            sections.append(Curves(name, [inspection.histogram(name, values)], name, "videos"))
+            sections.append(Curves(name, [Series(name, *inspection.histogram(values))], name, "videos"))
     if not args.no_duplicates:
         with progress_line("comparing videos of equal size") as show:
             groups = inspection.duplicates(index, progress=show)
@@ -79,14 +97,15 @@ def main(argv: list[str] | None = None) -> int:
             copies: list[list[Cell]] = [[len(g), g[0].size, ", ".join(ref.key for ref in g[:4])] for g in groups[:50]]
             sections.append(Table("Videos with the same bytes", ["copies", "bytes", "for example"], copies))
     if args.clips and timing.videos:
-        sheet = inspection.contact_sheet(config, args.clips, args.seed)
-        if sheet.pictures.rows:
+        good, refused = inspection.random_clips(config, args.clips, args.seed)
+        if good:
+            sheet = contact_sheet(good, config.data.clip)
             png = args.out.removesuffix(".html") + ".png"
-            storage.write_bytes(png, grid_png(sheet.pictures, len(sheet.pictures.rows)))
+            storage.write_bytes(png, grid_png(sheet, len(sheet.rows)))
             console.print(f"contact sheet: {png}")
-            sections.append(sheet.pictures)
-        if sheet.refused:
-            sections.append(Text("Clips that could not be decoded", "\n\n".join(c.message for c in sheet.refused)))
+            sections.append(sheet)
+        if refused:
+            sections.append(Text("Clips that could not be decoded", "\n\n".join(c.message for c in refused)))
     write_report(args.out, "Index", [*sections, *facts(config, index=args.index)], args.index)
     console.print(f"report: {args.out}")
     return 0

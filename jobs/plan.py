@@ -29,10 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     config = checkpoint_config(args)
 
-    from lawm.checkpoint import read_about
     from lawm.cluster.plan import labelled_clips, needs, plan_episodes, summarize_episodes
     from lawm.cluster.session import start
     from lawm.report import print_table, results_table
+    from lawm.training import read_about
 
     if args.dry_run:
         held_out = labelled_clips(config)

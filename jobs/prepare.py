@@ -27,8 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from lawm.cluster.prepare import claim, prepare, prepare_needs
     from lawm.cluster.session import start
-    from lawm.prepare import PrepareSpec, settings, shards
-    from lawm.shards import read_index
+    from lawm.data import PrepareSpec, planned_shards, prepare_settings, read_index
 
     config = override(resolve_config(args), "data.index", storage.absolute(args.index))
     clip = config.data.clip
@@ -43,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     needs = prepare_needs(config)
     if args.dry_run:
         if storage.exists(storage.join(out, "prepare.json")):
-            claim(out, "prepare.json", settings(index, clip, spec))
-        more = {"videos": len(index.usable()), "shards": len(shards(index)), "out": out, "prepare": vars(spec)}
+            claim(out, "prepare.json", prepare_settings(index, clip, spec))
+        more = {"videos": len(index.usable()), "shards": len(planned_shards(index)), "out": out, "prepare": vars(spec)}
         describe(config, needs, "as in the index", **more)
         return 0
     with start(config.cluster, needs=needs), counted("prepare") as show:

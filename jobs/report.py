@@ -65,10 +65,9 @@ def picture_section(
     caption: str,
 ) -> Pictures | None:
     """Rollouts of the split's first clips against the true frames. None if the split has fewer than two."""
-    from lawm.batches import collate
-    from lawm.checkpoint import load_controller, load_decoder, load_model
-    from lawm.clips import ClipReader, first_clips
-    from lawm.evaluation.pictures import prediction_rows
+    from lawm.data import ClipReader, first_clips
+    from lawm.evaluation import prediction_rows
+    from lawm.training import collate, load_controller, load_decoder, load_model
 
     model, parent = load_model(checkpoint, config=config)
     decoding = load_decoder(decoder, model, parent).decoder if decoder else None
@@ -122,8 +121,8 @@ def facts(config: Config, **more: Any) -> list[Section]:
 
 def collapse_section(run: str) -> list[Section]:
     """A warning where the run's latents carry nothing."""
-    from lawm.checkpoint import read_about
-    from lawm.latent_action import collapse_warning
+    from lawm.model import collapse_warning
+    from lawm.training import read_about
 
     said = collapse_warning(read_about(run)["metrics"])
     return [Text("Warning", said)] if said else []

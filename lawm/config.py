@@ -97,7 +97,7 @@ class DataConfig(Frozen):
     cache_dtype: Literal["float16", "bfloat16"] = "float16"
     """What `lawm encode` writes; bfloat16 for states beyond float16's range."""
     labels: str | None = None
-    """URI of a Parquet table of actions (see lawm/labels.py)."""
+    """URI of a Parquet table of actions (see lawm/data/labels.py)."""
     keys: str | None = None
     """Only videos whose key matches this pattern (as in `pusht-*`); None: all."""
     clip: ClipSpec = ClipSpec()
@@ -332,7 +332,8 @@ class TrainConfig(Frozen):
     compile: bool = False
     """torch.compile every transformer block of lawm's own (not timm's); the first steps take a minute or more."""
     log_clips: bool = False
-    """Write down which clips each step used, in RUN/clips, a Parquet file with each checkpoint (`lawm.clip_log`)."""
+    """Write down which clips each step used, in RUN/clips, a Parquet file with each checkpoint (read it with
+    `lawm.training.read_clip_log`)."""
 
 
 class FineTuneConfig(Frozen):

@@ -27,13 +27,11 @@ from made_videos import write_video
 from zoo import good_ones
 
 from lawm.config import ClipSpec, LawmError, VideoLimits
-from lawm.datasets.common import ReadSpec
-from lawm.datasets.droid import droid_states
-from lawm.datasets.layouts import layout
-from lawm.datasets.recon import plain_pickle
-from lawm.labels import VideoLabels, read_labels, write_labels
-from lawm.shards import VideoRef, list_videos, read_index, rows_to_table, write_index
-from lawm.video import VideoError, decode_clip, probe
+from lawm.data import ReadSpec, VideoLabels, layout, list_videos, read_index, rows_to_table, write_index, write_labels
+from lawm.data.datasets.droid import droid_states
+from lawm.data.datasets.recon import plain_pickle
+from lawm.data.labels import read_labels
+from lawm.video import VideoError, VideoRef, decode_clip, probe
 
 CLIP = ClipSpec(frames=4, fps=4.0, size=64)
 LIMITS = VideoLimits(timeout_s=4.0, max_pixels=4096 * 4096)

@@ -8,7 +8,7 @@ import av
 import numpy as np
 
 from lawm.config import VideoLimits
-from lawm.shards import VideoRef
+from lawm.video import VideoRef
 
 LIMITS = VideoLimits(timeout_s=20.0)
 

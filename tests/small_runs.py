@@ -10,12 +10,10 @@ import pyarrow.parquet as pq
 import torch
 
 from lawm.config import Config, TrueActions, VideoLimits, override
-from lawm.objective import ClipBatch, LatentActionObjective
+from lawm.data import Cursor, list_videos, rows_to_table, write_index
 from lawm.recipes import tiny
-from lawm.run_folder import RunWriter, local_report
-from lawm.sampling import Cursor
-from lawm.shards import list_videos, rows_to_table, write_index
-from lawm.train import train
+from lawm.training import ClipBatch, LatentActionObjective, RunWriter, train
+from lawm.training.run_folder import local_report
 
 BOTTLENECKS = ("sparse", "noisy", "adaptive", "discrete", "none", "deterministic", "true_actions")
 

@@ -1,6 +1,8 @@
 """The rules of the code's structure, kept by reading the code."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,45 +17,23 @@ ROOT = Path(__file__).parent.parent
 LAWM = sorted((ROOT / "lawm").rglob("*.py"))
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
-# A file may import only what stands before it.
+# The rooms (and the files outside of them) in the order in which data flows: each imports only what stands before it.
 ORDER = [
+    "_lazy",
     "config",
     "recipes",
     "storage",
-    "shards",
-    "timing",
-    "packets",
-    "cutting",
-    "opening",
     "video",
-    "prepare",
-    "labels",
+    "data",
+    "model",
+    "training",
     "simulation",
-    "datasets",
-    "sampling",
-    "state_cache",
-    "clips",
-    "layers",
-    "encoder",
-    "latent_action",
-    "fine_tune",
-    "world_model",
-    "decoder",
-    "controller",
-    "objective",
-    "optimizer",
-    "checkpoint",
-    "clip_log",
-    "run_folder",
-    "batches",
-    "train",
-    "population",
     "evaluation",
     "planning",
     "report",
-    "inspection",
     "cluster",
 ]
+ROOMS = [room for room in ORDER if (ROOT / "lawm" / room).is_dir()]
 CLUSTER_ORDER = [
     "session",
     "filesystem",
@@ -99,28 +79,93 @@ def test_only_cluster_imports_ray() -> None:
     assert not found
 
 
+def place(module: str) -> tuple[int, int]:
+    """Where `lawm.room.file` stands; files of a room are in no order, save for those of cluster/."""
+    parts = module.split(".")
+    inner = (
+        CLUSTER_ORDER.index(parts[2]) if parts[1] == "cluster" and len(parts) > 2 and parts[2] in CLUSTER_ORDER else -1
+    )
+    return ORDER.index(parts[1]), inner
+
+
 def test_imports_go_downward() -> None:
     modules = {name_of(path) for path in LAWM} - {"lawm"}
-    assert {name.split(".")[1] for name in modules} <= set(ORDER), "a new file needs its place in ORDER"
-    assert {n.split(".")[2] for n in modules if n.startswith("lawm.cluster.")} <= set(CLUSTER_ORDER)
+    assert {name.split(".")[1] for name in modules} == set(ORDER), "a new room needs its place in ORDER"
+    assert {n.split(".")[2] for n in modules if n.startswith("lawm.cluster.")} == set(CLUSTER_ORDER)
     wrong = []
     for path in LAWM:
-        own = name_of(path).split(".")
+        own = name_of(path)
         for module, line in imports(path):
             parts = module.split(".")
-            if parts[0] == "jobs":
-                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
-            if parts[0] != "lawm" or len(parts) < 2 or parts[1] not in ORDER or own == ["lawm"]:
-                continue
-            here, there = ORDER.index(own[1]), ORDER.index(parts[1])
-            if own[1] == parts[1] == "cluster" and len(parts) > 2 and parts[2] in CLUSTER_ORDER and len(own) > 2:
-                here, there = CLUSTER_ORDER.index(own[2]), CLUSTER_ORDER.index(parts[2])
-                same_file = own[2] == parts[2]
-            else:
-                same_file = own[1] == parts[1]
-            if there > here or (there == here and not same_file):
+            if parts[0] == "jobs" or (
+                parts[0] == "lawm"
+                and len(parts) > 1
+                and parts[1] in ORDER
+                and own != "lawm"
+                and place(module) > place(own)
+            ):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
     assert not wrong
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other, directly or around a corner."""
+    reach = {module: set(found) for module, found in graph.items()}
+    for _ in graph:
+        for module, found in reach.items():
+            reach[module] = found.union(*(reach.get(other, set()) for other in found))
+    return sorted(module for module, found in reach.items() if module in found)
+
+
+def test_no_files_import_each_other() -> None:
+    """Inside a room, too, imports go one way."""
+    modules = {name_of(path): path for path in LAWM}
+    graph = {
+        name: {
+            module for module, _ in imports(path) if module in modules and module != name and path.name != "__init__.py"
+        }
+        for name, path in modules.items()
+    }
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circles(graph) == []
+
+
+def test_rooms_import_each_others_public_names_only() -> None:
+    """`from lawm.room import name`: what stands in which file of a room is the room's own affair. Files of cluster/ are
+    jobs' entrances and named one by one."""
+    wrong = []
+    for path in [*LAWM, *JOBS, *sorted((ROOT / "benchmarks").glob("*.py"))]:
+        own = name_of(path).split(".")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or node.module is None:
+                continue
+            parts = node.module.split(".")
+            if parts[0] != "lawm" or len(parts) < 2 or parts[1] not in ROOMS or parts[1] == "cluster":
+                continue
+            inside = own[0] == "lawm" and own[1:2] == parts[1:2]
+            if not inside and len(parts) > 2:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports from {node.module}, not from its room")
+            if not inside:
+                hands_out = importlib.import_module(".".join(parts[:2])).__all__
+                wrong += [
+                    f"{path.relative_to(ROOT)}:{node.lineno}: lawm.{parts[1]} does not hand out {alias.name}"
+                    for alias in node.names
+                    if alias.name not in hands_out
+                ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "cluster"])
+def test_a_room_says_what_it_is_for_and_hands_out_names_that_are_there(room: str) -> None:
+    package = importlib.import_module(f"lawm.{room}")
+    assert package.__doc__ and package.__all__ and package.__dir__() == package.__all__
+    files = {path.stem for path in (ROOT / "lawm" / room).iterdir()}
+    for name in package.__all__:
+        found = getattr(package, name)
+        # A file of that name would hide the public name as soon as it is imported.
+        assert name not in files or getattr(found, "__name__", "") == f"lawm.{room}.{name}", name
+    with pytest.raises(AttributeError, match="has no public name"):
+        package.nothing  # noqa: B018
 
 
 def config_fields() -> dict[str, list[str]]:
@@ -181,9 +226,10 @@ def test_the_model_path_imports_without_ray_av_lpips_and_optuna(tmp_path: Path) 
     """A machine that only trains and plans, from a state cache, has none of them."""
     script = (
         f"import sys\nfor name in {BLOCKED}: sys.modules[name] = None\n"
-        "import lawm.planning, lawm.train, lawm.objective, lawm.evaluation.capacity, lawm.evaluation.leakage\n"
-        "import lawm.evaluation.cycle, lawm.evaluation.control\n"
-        "try:\n    import lawm.video\nexcept ImportError: print('blocked')\n"
+        "from lawm import evaluation, model, planning, training\n"
+        "for room in (evaluation, model, planning, training):\n"
+        "    for name in room.__all__: getattr(room, name)\n"
+        "try:\n    from lawm.video import decode_clip\nexcept ImportError: print('blocked')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "blocked\n"), done.stderr
@@ -199,7 +245,8 @@ def test_config_imports_in_a_blink() -> None:
 
 def test_decode_workers_start_without_torch() -> None:
     """A decode node has a process a core; torch would cost each of them seconds and hundreds of MiB."""
-    script = "import sys, lawm.cluster.decode, lawm.video; print({'torch', 'timm', 'pandas'} & set(sys.modules))"
+    decoding = "lawm.cluster.decode, lawm.video.decode, lawm.data.clips"
+    script = f"import sys, {decoding}; print({{'torch', 'timm', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "set()\n", done.stderr
 
@@ -207,3 +254,15 @@ def test_decode_workers_start_without_torch() -> None:
 @pytest.mark.parametrize("word", ["TODO", "FIXME", "XXX"])
 def test_nothing_is_left_undone(word: str) -> None:
     assert not [str(p) for p in [*LAWM, *JOBS] if word in p.read_text(encoding="utf-8")]
+
+
+def test_paths_that_are_named_are_there() -> None:
+    """Docs, docstrings and comments name files of this repository, as `lawm/data/index.py` does."""
+    texts = [path for pattern in ("benchmarks/*.py", "docs/*.md", "*.md") for path in ROOT.glob(pattern)]
+    gone = [
+        f"{text.relative_to(ROOT)}: {named}"
+        for text in [*LAWM, *JOBS, *texts]
+        for named in re.findall(r"\b(?:lawm|tests|jobs|benchmarks)/[a-z0-9_/]+\.py\b", text.read_text("utf-8"))
+        if not (ROOT / named).exists()
+    ]
+    assert not gone

@@ -15,12 +15,11 @@ from small_runs import tiny_with
 
 from benchmarks._servers import KEY, SECRET, FaultProxy, rclone
 from lawm import storage
-from lawm.checkpoint import load_checkpoint
 from lawm.config import ClipSpec, LawmError
-from lawm.shards import list_videos, ref_of, rows_to_table, write_index
+from lawm.data import list_videos, rows_to_table, write_index
 from lawm.storage import NotFoundError, StorageError
-from lawm.train import fit_local
-from lawm.video import VideoError, decode_clip, probe
+from lawm.training import fit_local, load_checkpoint
+from lawm.video import VideoError, decode_clip, probe, ref_of
 
 DATA = np.random.default_rng(0).bytes(3 << 20)
 CLIP = ClipSpec(frames=4, fps=4.0, size=96)

@@ -20,10 +20,23 @@ from lawm.cluster.index import build_index
 from lawm.cluster.prepare import claim
 from lawm.cluster.session import DECODE, decode_slots, label_selector
 from lawm.config import Config, LawmError
-from lawm.datasets.common import FRAMES_OFF, Batch, ReadSpec, Recording
-from lawm.datasets.layouts import layout
-from lawm.labels import ActionKind, Labels, VideoLabels, labels_table
-from lawm.shards import INDEX_SCHEMA, Index, empty_row, read_index, rows_to_table, write_index
+from lawm.data import (
+    FRAMES_OFF,
+    INDEX_SCHEMA,
+    ActionKind,
+    Batch,
+    Index,
+    Labels,
+    ReadSpec,
+    Recording,
+    VideoLabels,
+    labels_table,
+    layout,
+    read_index,
+    rows_to_table,
+    write_index,
+)
+from lawm.video import empty_row
 
 DRIFT = 0.5
 """Steps by which a video's time may run away from that of its labels, from its first frame to its last."""

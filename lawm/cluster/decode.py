@@ -11,10 +11,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from lawm.clips import BadClip, Part, Reader, Sample, open_reader, parts_of
 from lawm.config import Config
-from lawm.sampling import Cursor, PlanArrays
-from lawm.shards import Index
+from lawm.data import BadClip, Cursor, Index, Part, PlanArrays, Reader, Sample, open_reader, parts_of
 
 CLIPS_PER_BLOCK = 8
 

@@ -17,13 +17,23 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from lawm.cluster.session import DECODE, TRAIN, Need, label_selector
 from lawm.config import ClipSpec, Config, LawmError
-from lawm.encoder import encode_clips, frames_per_state, load_encoder, looks_back
-from lawm.sampling import grid_frames
-from lawm.shards import Index, VideoRef, read_index
-from lawm.state_cache import Piece, StateCache, cache_key, check_exact, finish_cache, part_bytes, part_name, rounded
+from lawm.data import (
+    Index,
+    Piece,
+    StateCache,
+    cache_key,
+    check_exact,
+    finish_cache,
+    grid_frames,
+    part_bytes,
+    part_name,
+    read_index,
+    rounded,
+)
+from lawm.model import encode_clips, frames_per_state, load_encoder, looks_back
 from lawm.storage import absolute, delete, exists, join, list_files, read_bytes, write_bytes
-from lawm.train import autocast, pick_device
-from lawm.video import VideoError, decode_clip
+from lawm.training import autocast, pick_device
+from lawm.video import VideoError, VideoRef, decode_clip
 
 FRAMES_PER_PART = 512
 FRAMES_PER_DECODE = 64

@@ -13,23 +13,24 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy
 
-from lawm.batches import collate
-from lawm.checkpoint import (
+from lawm.cluster.session import TRAIN, Need, label_selector
+from lawm.config import Config, LawmError, parse_config
+from lawm.data import ClipReader, Sample, Split
+from lawm.evaluation import PerClip, Result, capacity, control, cycle, interval, leakage, summarize
+from lawm.model import check_state_a_frame, states_per_clip
+from lawm.training import (
+    ClipBatch,
+    autocast,
     check_baseline,
     check_cache,
     check_free_of_the_past,
+    collate,
     load_checkpoint,
     load_controller,
     load_model,
+    pick_device,
     read_about,
 )
-from lawm.clips import ClipReader, Sample, Split
-from lawm.cluster.session import TRAIN, Need, label_selector
-from lawm.config import Config, LawmError, parse_config
-from lawm.encoder import check_state_a_frame, states_per_clip
-from lawm.evaluation import PerClip, Result, capacity, control, cycle, interval, leakage, summarize
-from lawm.objective import ClipBatch
-from lawm.train import autocast, pick_device
 
 EVALUATIONS = ("capacity", "leakage", "cycle", "control")
 

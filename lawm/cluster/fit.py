@@ -19,42 +19,39 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
-from lawm.batches import local_batches
-from lawm.checkpoint import (
-    Checkpoint,
-    RunTaken,
-    checkpoint_name,
-    newest_checkpoint,
-    prune_checkpoints,
-    read_about,
-)
-from lawm.clips import BadClip, open_reader
 from lawm.cluster.filesystem import arrow_filesystem
 from lawm.cluster.ingest import clip_dataset, shard_options, streamed_batches
 from lawm.cluster.session import TRAIN, Need, check_resources, label_selector, on_this_node, watching
 from lawm.config import Config, LawmError
-from lawm.objective import ClipBatch, LatentActionObjective
-from lawm.population import (
-    check_runs,
-    common_checkpoints,
-    mark_stopped,
-    prepare_population,
-    said_of,
-    stopped_members,
-    train_population,
-)
-from lawm.run_folder import RunWriter, to_the_end
-from lawm.sampling import Cursor
+from lawm.data import BadClip, Cursor, open_reader
 from lawm.storage import absolute, delete, join
-from lawm.train import (
+from lawm.training import (
+    Checkpoint,
+    ClipBatch,
+    LatentActionObjective,
+    RunTaken,
+    RunWriter,
+    check_runs,
     check_same_clips,
     check_same_run,
+    checkpoint_name,
+    common_checkpoints,
     from_all_ranks,
     local_batch,
+    local_batches,
+    mark_stopped,
+    newest_checkpoint,
     prepare,
+    prepare_population,
+    prune_checkpoints,
     rank_and_world,
+    read_about,
+    said_of,
     settings,
+    stopped_members,
+    to_the_end,
     train,
+    train_population,
 )
 
 Progress = Callable[[dict[str, Any]], None]
@@ -160,7 +157,7 @@ def fit(config: Config, kind: str, run: str, parent: str | None = None, progress
 
 
 def fit_population(configs: list[Config], runs: list[str], progress: Progress | None = None) -> list[str]:
-    """`lawm.population.fit_population_local` on Ray: latent action models that share clips and encoder, each worker
+    """`lawm.training.fit_population_local` on Ray: latent action models that share clips and encoder, each worker
     training a replica of every one. Returns the newest checkpoints. Raises LawmError."""
     runs = [absolute(run) for run in runs]
     check_runs(configs, runs)

@@ -28,17 +28,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from lawm import storage
 from lawm.cluster.session import DECODE, Need, decode_slots, label_selector
 from lawm.config import ClusterConfig, Config, LawmError, VideoLimits
-from lawm.shards import (
-    INDEX_SCHEMA,
-    VIDEO_SUFFIXES,
-    VideoRef,
-    empty_row,
-    expand,
-    list_files,
-    rows_to_table,
-    unique_keys,
-    write_index,
-)
+from lawm.data import INDEX_SCHEMA, VIDEO_SUFFIXES, expand, list_files, rows_to_table, unique_keys, write_index
+from lawm.video import VideoRef, empty_row
 
 Probe = Callable[[VideoRef, VideoLimits], dict[str, Any]]
 

@@ -16,14 +16,11 @@ from ray.data.block import BlockMetadata
 from ray.data.collate_fn import NumpyBatchCollateFn
 from ray.train import DataConfig as RayDataConfig
 
-from lawm.batches import collate
-from lawm.clips import LEAST_BAD, BadClip, Quarantine, Sample, open_reader
 from lawm.cluster.decode import CLIPS_PER_BLOCK, Table, decode_rows, read_ids
 from lawm.cluster.session import DECODE, decode_slots, label_selector
 from lawm.config import ClusterConfig, Config, LawmError
-from lawm.objective import ClipBatch
-from lawm.sampling import Cursor
-from lawm.shards import Index
+from lawm.data import LEAST_BAD, BadClip, Cursor, Index, Quarantine, Sample, open_reader
+from lawm.training import ClipBatch, collate
 
 TASK_BYTES = 192 << 20
 """Pixels that one decode task yields at most, a block at a time. A core waits about 0.3 s between two tasks (Ray's

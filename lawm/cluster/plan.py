@@ -11,16 +11,22 @@ import ray
 import torch
 from ray import exceptions as ray_errors
 
-from lawm.batches import collate
-from lawm.checkpoint import check_cache, check_free_of_the_past, load_controller, load_model, read_about
-from lawm.clips import BadClip, ClipReader, Sample, Split
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError
-from lawm.encoder import check_state_a_frame
+from lawm.data import BadClip, ClipReader, Sample, Split
 from lawm.evaluation import Result, interval, mean, ratio
+from lawm.model import check_state_a_frame
 from lawm.planning import cumulative_error, plan, preset, rollout_cost
 from lawm.storage import exists, is_s3, join, read_bytes, write_bytes
-from lawm.train import pick_device
+from lawm.training import (
+    check_cache,
+    check_free_of_the_past,
+    collate,
+    load_controller,
+    load_model,
+    pick_device,
+    read_about,
+)
 
 MAX_TRIES = 3
 """Tries of one episode, over actors that die, before the run stops."""

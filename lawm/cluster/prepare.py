@@ -18,10 +18,20 @@ from ray import exceptions as ray_errors
 from lawm import storage
 from lawm.cluster.session import DECODE, Need, decode_slots, label_selector
 from lawm.config import Config, LawmError, VideoLimits
-from lawm.prepare import PrepareSpec, Shard, prepare_shard, settings, shards, transcode
-from lawm.shards import INDEX_SCHEMA, read_index, ref_of, rows_to_table, write_index
+from lawm.data import (
+    INDEX_SCHEMA,
+    PrepareSpec,
+    Shard,
+    planned_shards,
+    prepare_settings,
+    prepare_shard,
+    read_index,
+    rows_to_table,
+    transcode,
+    write_index,
+)
 from lawm.storage import absolute, exists, join, read_bytes, write_bytes
-from lawm.video import VideoError
+from lawm.video import VideoError, ref_of
 
 ATTEMPTS = 2
 """How often a shard's worker may be lost (a node may have died) before its videos are tried one by one."""
@@ -65,10 +75,10 @@ def prepare(
     if config.data.index is None:
         raise LawmError("no index: set data.index (see `lawm index`)")
     index = read_index(config.data.index)
-    wanted = settings(index, clip, spec)
+    wanted = prepare_settings(index, clip, spec)
     claim(out, "prepare.json", wanted)
     todo, kept, done = [], 0, 0
-    every = shards(index)
+    every = planned_shards(index)
     for shard in every:
         if exists(join(out, f"{shard.name}.parquet")):
             kept += 1

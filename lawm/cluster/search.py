@@ -25,7 +25,6 @@ from ray import exceptions as ray_errors
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from lawm.clips import ClipReader, open_reader
 from lawm.cluster import evaluate as evaluation
 from lawm.cluster import plan as planning
 from lawm.cluster.filesystem import arrow_filesystem
@@ -35,7 +34,7 @@ from lawm.cluster.search_space import METRICS, Choice, Row, Space, with_paramete
 from lawm.cluster.session import Need, check_resources, explain, on_this_node, verbose, watching
 from lawm.cluster.session import _chain as causes
 from lawm.config import Config, LawmError, leaf_fields, parse_config
-from lawm.objective import ControllerObjective, LatentActionObjective
+from lawm.data import ClipReader, open_reader
 from lawm.planning import preset
 from lawm.report import (
     Details,
@@ -52,7 +51,7 @@ from lawm.report import (
     write_report,
 )
 from lawm.storage import StorageError, absolute, exists, join, read_bytes, write_bytes
-from lawm.train import fit_local, settings
+from lawm.training import ControllerObjective, LatentActionObjective, fit_local, settings
 
 Progress = Callable[[int, int, str], None]
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lawm.evaluation import Figure, PerClip, derange
-from lawm.objective import ClipBatch, LatentActionObjective
+from lawm.evaluation.results import Figure, PerClip, derange
+from lawm.training import ClipBatch, LatentActionObjective
 
 FIGURES = [
     Figure("one_step_error", "one_step"),

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lawm.evaluation import Figure, PerClip, Result, interval
 from lawm.evaluation.capacity import per_clip_error
-from lawm.latent_action import make_mlp
-from lawm.objective import ClipBatch, ControllerObjective, LatentActionObjective
+from lawm.evaluation.results import Figure, PerClip, Result, interval
+from lawm.model import make_mlp
+from lawm.training import ClipBatch, ControllerObjective, LatentActionObjective
 
 FIGURES = [
     Figure("controller_vs_idm", "controller", "idm"),

@@ -8,9 +8,9 @@ Protocol: spec section 6.3; Garrido et al. 2026, table 2.
 
 import torch
 
-from lawm.evaluation import Figure, PerClip, derange
 from lawm.evaluation.capacity import per_clip_error
-from lawm.objective import ClipBatch, LatentActionObjective
+from lawm.evaluation.results import Figure, PerClip, derange
+from lawm.training import ClipBatch, LatentActionObjective
 
 FIGURES = [
     Figure("cycle_ratio", "transfer", "original"),

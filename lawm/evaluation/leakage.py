@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lawm.evaluation import Figure, PerClip, derange
 from lawm.evaluation.capacity import per_clip_error
-from lawm.objective import ClipBatch, LatentActionObjective
+from lawm.evaluation.results import Figure, PerClip, derange
+from lawm.training import ClipBatch, LatentActionObjective
 
 FIGURES = [
     Figure("leakage_ratio", "cut", "uncut"),

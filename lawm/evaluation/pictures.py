@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lawm.decoder import Decoder
-from lawm.evaluation import derange
 from lawm.evaluation.control import rollout_actions
-from lawm.objective import ClipBatch, ControllerObjective, LatentActionObjective, decode_states
+from lawm.evaluation.results import derange
+from lawm.model import Decoder
+from lawm.training import ClipBatch, ControllerObjective, LatentActionObjective, decode_states
 
 
 @dataclass(frozen=True)

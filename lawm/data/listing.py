@@ -1,0 +1,109 @@
+"""What videos there are in files, folders, tars and S3 prefixes, each with a key of its own."""
+
+import hashlib
+import io
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from lawm import storage
+from lawm.video import TAR_SUFFIXES, VideoRef
+
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg",
+    ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".3gp", ".ogv",
+)  # fmt: skip
+
+
+def list_files(sources: Sequence[str]) -> Iterator[VideoRef]:
+    """Every video file and every tar (as one ref, see `expand`) in files, folders and S3 prefixes, in order.
+
+    The key is the path relative to the source, so that a moved data set keeps its keys. Nothing is
+    opened. Raises NotFoundError for a source that does not exist.
+    """
+    for source in sources:
+        root = storage.absolute(source)
+        if storage.is_s3(root):
+            folder = root[: root.rfind("/") + 1] if root.endswith("*") else root.rstrip("/") + "/"
+        else:
+            folder = os.path.join(root, "")
+        for uri, size in storage.list_files(root, VIDEO_SUFFIXES + TAR_SUFFIXES):
+            key = uri.removeprefix(folder) if uri.startswith(folder) else uri.rstrip("/").rpartition("/")[2]
+            yield VideoRef(uri, 0, size, key)
+
+
+def expand(ref: VideoRef) -> Iterator[VideoRef]:
+    """The videos of a tar (`<tar's key without .tar>/<member>`), read header by header; any other ref as it is.
+
+    Folders, links, sparse members and other suffixes are left out; a member that occurs twice gets `#2`.
+    A tar that is compressed or no tar is yielded as it is, for `probe` to refuse with a reason; if one
+    breaks off in the middle, the rest is yielded as a last entry, for the same purpose.
+    """
+    if not ref.is_tar:
+        yield ref
+        return
+    stem = ref.key[: -len(".tar")]
+    seen: Counter[str] = Counter()
+    with storage.open_file(ref.source) as file:
+        try:
+            # Not "r": that would unpack compressed tars, whose members have no offset.
+            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+        except tarfile.TarError:
+            yield ref
+            return
+        member: tarfile.TarInfo | None = None
+        while True:
+            try:
+                member = tar.next()
+            except tarfile.TarError:
+                break
+            if member is None:
+                break
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has read
+            if member.isreg() and not member.issparse() and member.name.lower().endswith(VIDEO_SUFFIXES):
+                name = f"{stem}/{member.name.removeprefix('./').lstrip('/')}"
+                seen[name] += 1
+                key = name if seen[name] == 1 else f"{name}#{seen[name]}"
+                yield VideoRef(ref.source, member.offset_data, member.size, key)
+        end = int(tar.offset)
+        if member is None:
+            # tarfile takes a damaged header for the end; a true end is a block of zeros, or the file's.
+            file.seek(end)
+            if not file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                return
+        yield VideoRef(ref.source, end, max(0, ref.size - end), f"{stem}/(unreadable from byte {end} on)")
+
+
+def list_videos(sources: Sequence[str]) -> Iterator[VideoRef]:
+    """Every video in files, folders, tars and S3 prefixes, in a fixed order, each with a key of its own.
+
+    Raises NotFoundError, StorageError.
+    """
+    return unique_keys(ref for file in list_files(sources) for ref in expand(file))
+
+
+def unique_keys(refs: Iterable[VideoRef]) -> Iterator[VideoRef]:
+    """The refs in order; a key that an earlier one has already used gets `#2`, `#3`, ..."""
+    used: dict[int, int] = {}
+
+    def short(key: str) -> int:
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+    for ref in refs:
+        plain = short(ref.key)
+        used[plain] = used.get(plain, 0) + 1
+        if used[plain] > 1:
+            while short(f"{ref.key}#{used[plain]}") in used:
+                used[plain] += 1
+            ref = replace(ref, key=f"{ref.key}#{used[plain]}")
+            used[short(ref.key)] = 1
+        yield ref
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file to an open tar, with no time and no owner: the same files give the same bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

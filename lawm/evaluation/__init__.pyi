@@ -1,0 +1,16 @@
+from lawm.evaluation import capacity as capacity
+from lawm.evaluation import control as control
+from lawm.evaluation import cycle as cycle
+from lawm.evaluation import leakage as leakage
+from lawm.evaluation.capacity import per_clip_error as per_clip_error
+from lawm.evaluation.control import Probed as Probed
+from lawm.evaluation.control import collect as collect
+from lawm.evaluation.control import r_squared as r_squared
+from lawm.evaluation.control import ridge as ridge
+from lawm.evaluation.pictures import prediction_rows as prediction_rows
+from lawm.evaluation.results import PerClip as PerClip
+from lawm.evaluation.results import Result as Result
+from lawm.evaluation.results import interval as interval
+from lawm.evaluation.results import mean as mean
+from lawm.evaluation.results import ratio as ratio
+from lawm.evaluation.results import summarize as summarize

@@ -1,0 +1,358 @@
+"""Checkpoints: safetensors + JSON, nothing pickled. A folder is a checkpoint once `checkpoint.json` is in it."""
+
+import hashlib
+import json
+import math
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from lawm import __version__
+from lawm.config import Config, LawmError, differing_fields, parse_config
+from lawm.data import Cursor, StateCache
+from lawm.model import Encoder
+from lawm.storage import NotFoundError, delete, exists, join, list_files, read_bytes, write_bytes
+from lawm.training.objective import ControllerObjective, DecoderObjective, LatentActionObjective, Objective
+
+FORMAT = 1
+NAMES = {
+    "format", "kind", "step", "cursor", "encoder_fingerprint", "fingerprint", "parent", "extra", "metrics", "config"
+}  # fmt: skip
+"""What checkpoint.json holds; `lawm`, the version that wrote it, is for people."""
+
+
+EXECUTION = ("encoder.weights", "model.world_model.activation_checkpointing")
+"""Fields of encoder and model that change nothing in what is computed."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run needs to go on, or an evaluation to start.
+
+    `kind` is the objective's; `parent` names the latent action model that a controller or decoder
+    was trained on (`uri`, `fingerprint`); `extra` holds plain facts such as `action_dim`.
+    """
+
+    kind: str
+    config: Config
+    step: int
+    cursor: Cursor
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor] | None = None
+    encoder_fingerprint: str = ""
+    parent: dict[str, str] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    clips: pa.Table | None = None
+    """Rows of the log of clips since the last checkpoint; they lie beside it (`lawm.training.read_clip_log`)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, tensor in sorted(self.weights.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+OWNER = "owner"
+"""The file of a run folder that names its only writer."""
+
+
+class RunTaken(LawmError):
+    """Another process trains this run now. `by`: its claim."""
+
+    def __init__(self, message: str, by: str = "") -> None:
+        super().__init__(message)
+        self.by = by
+
+
+def claim_run(run: str, who: str = "") -> str:
+    """Makes the caller the only writer of `run`, until another claims it; the claim, which begins with `who`.
+
+    Where a machine is cut off from the cluster, its workers train on for a while after they were replaced.
+    """
+    claim = f"{who} {secrets.token_hex(8)}"
+    write_bytes(join(run, OWNER), claim.encode())
+    return claim
+
+
+def owner_of(run: str) -> str:
+    """The claim on `run` that holds; empty where there is none."""
+    try:
+        return read_bytes(join(run, OWNER)).decode()
+    except NotFoundError:
+        return ""
+
+
+def check_claim(run: str, claim: str) -> None:
+    """Raises RunTaken where another process has claimed `run` since."""
+    owner = owner_of(run)
+    if owner not in ("", claim):
+        said = f"{run}: another process trains this run now, so this one has ended; let only one of them run"
+        raise RunTaken(said, owner)
+
+
+def save_checkpoint(checkpoint: Checkpoint, uri: str, check: Callable[[], None] = lambda: None) -> None:
+    """Writes the folder `uri` (local or s3://); `checkpoint.json` last, so that a torn one is not one. `check` is
+    called before anything is written, and again before that."""
+    check()
+
+    def tensors(found: dict[str, Tensor]) -> bytes:
+        return save_tensors({k: v.detach().cpu().contiguous() for k, v in found.items()})
+
+    write_bytes(join(uri, "model.safetensors"), tensors(checkpoint.weights))
+    if checkpoint.optimizer is not None:
+        write_bytes(join(uri, "optimizer.safetensors"), tensors(checkpoint.optimizer))
+    about = {
+        "format": FORMAT,
+        "lawm": __version__,
+        "kind": checkpoint.kind,
+        "step": checkpoint.step,
+        "cursor": checkpoint.cursor.to_json(),
+        "encoder_fingerprint": checkpoint.encoder_fingerprint,
+        "fingerprint": checkpoint.fingerprint,
+        "parent": checkpoint.parent,
+        "extra": checkpoint.extra,
+        "metrics": checkpoint.metrics,
+        "config": checkpoint.config.model_dump(),
+    }
+    check()
+    write_bytes(join(uri, "checkpoint.json"), json.dumps(about, indent=1).encode())
+
+
+def load_checkpoint(uri: str, optimizer: bool = False) -> Checkpoint:
+    """Reads a checkpoint folder, or the newest checkpoint of a run folder.
+
+    Raises LawmError: no checkpoint there, damaged, or written by another format.
+    """
+    folder = find_checkpoint(uri)
+    about = read_about(folder)
+    try:
+        weights = load_tensors(read_bytes(join(folder, "model.safetensors")))
+        moments = load_tensors(read_bytes(join(folder, "optimizer.safetensors"))) if optimizer else None
+    except (ValueError, SafetensorError, NotFoundError) as error:
+        raise LawmError(f"{folder}: damaged checkpoint ({str(error).splitlines()[0]})") from error
+    checkpoint = Checkpoint(
+        kind=about["kind"],
+        config=parse_config(about["config"], f"{folder}/checkpoint.json"),
+        step=about["step"],
+        cursor=Cursor.from_json(about["cursor"]),
+        weights=weights,
+        optimizer=moments,
+        encoder_fingerprint=about["encoder_fingerprint"],
+        parent=about["parent"],
+        extra=about["extra"],
+        metrics=about["metrics"],
+    )
+    if checkpoint.fingerprint != about["fingerprint"]:
+        raise LawmError(f"{folder}: damaged checkpoint (the weights do not have the hash that checkpoint.json names)")
+    return checkpoint
+
+
+def find_checkpoint(uri: str) -> str:
+    """The checkpoint folder that `uri` is, or the newest one in the run folder that it is. Raises LawmError."""
+    folder = uri if exists(join(uri, "checkpoint.json")) else newest_checkpoint(uri)
+    if folder is None:
+        raise LawmError(f"{uri}: no checkpoint there (a folder with checkpoint.json, or a run folder that holds one)")
+    return folder
+
+
+def read_about(uri: str) -> dict[str, Any]:
+    """What `checkpoint.json` says, without reading the weights; `uri` as for `load_checkpoint`. Raises LawmError
+    where it is damaged or of another format."""
+    folder = find_checkpoint(uri)
+    try:
+        about = json.loads(read_bytes(join(folder, "checkpoint.json")))
+        missing = sorted(NAMES - set(about)) if isinstance(about, dict) else sorted(NAMES)
+        if missing:
+            raise ValueError(f"checkpoint.json lacks {', '.join(missing)}")
+        kinds = {
+            "kind": str,
+            "step": int,
+            "cursor": str,
+            "fingerprint": str,
+            "extra": dict,
+            "metrics": dict,
+            "config": dict,
+        }
+        wrong = [name for name, kind in kinds.items() if not isinstance(about[name], kind)]
+        if wrong:
+            raise ValueError(f"checkpoint.json has another {', '.join(wrong)} than it should")
+    except (ValueError, RecursionError) as error:
+        raise LawmError(f"{folder}: damaged checkpoint ({str(error).splitlines()[0]})") from error
+    if about["format"] != FORMAT:
+        raise LawmError(f"{folder}: checkpoint format {about['format']}, this lawm reads {FORMAT}")
+    return about
+
+
+def checkpoint_folders(run: str) -> list[str]:
+    """Finished checkpoints of a run folder, oldest first."""
+    tail = "/checkpoint.json"
+    found = [uri[: -len(tail)] for uri, _ in list_files(run, (".json",)) if uri.endswith(tail)] if exists(run) else []
+    own = [u for u in found if step_of(u) is not None and "/" not in u[len(run.rstrip("/")) + 1 :]]
+    return sorted(own, key=lambda u: step_of(u) or 0)
+
+
+def step_of(uri: str) -> int | None:
+    name = uri.rstrip("/").rsplit("/", 1)[-1]
+    return int(name[5:]) if name.startswith("step_") and name[5:].isdigit() else None
+
+
+def newest_checkpoint(run: str) -> str | None:
+    found = checkpoint_folders(run)
+    return found[-1] if found else None
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def prune_checkpoints(run: str, keep: int) -> None:
+    """Keeps the newest and the `keep - 1` best (lowest validation error) checkpoints of a run."""
+    folders = checkpoint_folders(run)
+    older = folders[:-1]
+
+    def score(folder: str) -> tuple[float, int]:
+        error = json.loads(read_bytes(join(folder, "checkpoint.json")))["metrics"].get("val_prediction", math.inf)
+        return (error if math.isfinite(error) else math.inf, -(step_of(folder) or 0))  # of equals, the newer
+
+    for folder in sorted(older, key=score)[keep - 1 :]:
+        _remove(folder)
+
+
+def drop_checkpoints(run: str, beyond: int) -> None:
+    """Removes the checkpoints of a run after step `beyond`, from which it goes on."""
+    for folder in checkpoint_folders(run):
+        if (step_of(folder) or 0) > beyond:
+            _remove(folder)
+
+
+def _remove(folder: str) -> None:
+    delete(join(folder, "checkpoint.json"))  # no longer a checkpoint first
+    delete(folder)  # with what a process that was killed had not finished
+
+
+# ---------------------------------------------------------------- checkpoint -> model
+def check_encoder(checkpoint: Checkpoint, model: LatentActionObjective, where: str) -> None:
+    """Raises LawmError where the model's is not the encoder that the checkpoint was trained on (or from)."""
+    found = model.encoder_fingerprint()
+    if checkpoint.encoder_fingerprint and found != checkpoint.encoder_fingerprint:
+        raise LawmError(
+            f"{where} was trained on encoder {checkpoint.encoder_fingerprint}, this config builds {found}: "
+            "the encoder's weights are not the same; give the same file with --set encoder.weights=PATH"
+        )
+
+
+def check_cache(cache: StateCache, config: Config, model: LatentActionObjective) -> None:
+    """Raises LawmError where the cache does not hold the states that the model sees."""
+    if model.fine_tuned:
+        raise LawmError("no state cache holds the states of an encoder that was trained: give --index, not --cache")
+    cache.check(config, model.encoder.fingerprint())
+
+
+def check_free_of_the_past(cache: StateCache | None, what: str) -> None:
+    """Raises LawmError where states have to be made of frames in another company than the cache's."""
+    if cache is not None and cache.looks_back:
+        raise LawmError(
+            f"{what} encodes frames without those that came before them in the cache, and this encoder looks back in "
+            "time: give --index, not --cache"
+        )
+
+
+def check_baseline(model: Config, baseline: Config, uri: str) -> None:
+    """Raises LawmError where errors of the two are errors in different states."""
+    if any(config.fine_tune.target != "off" for config in (model, baseline)):
+        raise LawmError(
+            f"{uri}: its errors cannot be set beside the model's, because an encoder was trained (fine_tune.target) "
+            "and their states are not the same; compare frozen encoders"
+        )
+
+
+def config_in_use(trained: Config, asked: Config, uri: str) -> Config:
+    """What a model was trained with; its clips, where its weights lie and how it is executed as `asked` now.
+
+    Raises LawmError where anything else of the model is asked to be otherwise: a checkpoint's model is fixed.
+    """
+    fixed = ("model.", "encoder.", "data.clip.size")
+    differ = [
+        f"{k} = {theirs!r} there, {ours!r} now"
+        for k, (theirs, ours) in differing_fields(trained, asked).items()
+        if k.startswith(fixed) and k not in EXECUTION
+    ]
+    if differ:
+        raise LawmError(f"{uri}: the model of a checkpoint cannot be changed ({'; '.join(differ[:3])})")
+    data = trained.data.model_copy(update={"clip": asked.data.clip})
+    return trained.model_copy(update={"data": data, "encoder": asked.encoder, "model": asked.model})
+
+
+def load_model(
+    uri: str, encoder: Encoder | None = None, config: Config | None = None
+) -> tuple[LatentActionObjective, Checkpoint]:
+    """The latent action model of a checkpoint, in eval mode, on the CPU; as `config_in_use` says for a `config`."""
+    checkpoint = load_checkpoint(uri)
+    if checkpoint.kind != LatentActionObjective.kind:
+        raise LawmError(f"{uri} holds a {checkpoint.kind}, not a latent action model")
+    built = checkpoint.config if config is None else config_in_use(checkpoint.config, config, uri)
+    objective = LatentActionObjective(built, encoder, learns=False)
+    check_encoder(checkpoint, objective, uri)
+    objective.load_kept({k: v for k, v in checkpoint.weights.items() if not k.startswith("fine_tuning.")}, uri)
+    return objective.eval(), checkpoint
+
+
+def _load_child(uri: str, model: LatentActionObjective, parent: Checkpoint, kind: str) -> Checkpoint:
+    checkpoint = load_checkpoint(uri)
+    if checkpoint.kind != kind:
+        raise LawmError(f"{uri} holds a {checkpoint.kind}, not a {kind}")
+    said = (checkpoint.parent or {}).get("fingerprint")
+    if said != parent.fingerprint:
+        raise LawmError(f"{uri} was trained on another model ({said}) than the one given ({parent.fingerprint})")
+    return checkpoint
+
+
+def load_controller(uri: str, model: LatentActionObjective, parent: Checkpoint) -> ControllerObjective:
+    """The controller trained on that model; refused if it was trained on another."""
+    checkpoint = _load_child(uri, model, parent, ControllerObjective.kind)
+    objective = ControllerObjective(checkpoint.config, model, checkpoint.extra["action_dim"])
+    objective.load_kept(checkpoint.weights, uri)
+    return objective.eval()
+
+
+def load_decoder(uri: str, model: LatentActionObjective, parent: Checkpoint) -> DecoderObjective:
+    """The decoder trained on that model; refused if it was trained on another."""
+    checkpoint = _load_child(uri, model, parent, DecoderObjective.kind)
+    config = checkpoint.config.model_copy(
+        update={"decoder": checkpoint.config.decoder.model_copy(update={"lpips": 0.0})}
+    )
+    objective = DecoderObjective(config, model)
+    objective.load_kept(checkpoint.weights, uri)
+    return objective.eval()
+
+
+def build_objective(
+    config: Config,
+    kind: str,
+    parent: str | None = None,
+    action_dim: int | None = None,
+    encoder: Encoder | None = None,
+) -> tuple[Objective, Checkpoint | None]:
+    """The objective that a run trains, and the parent checkpoint that it stands on."""
+    if kind == LatentActionObjective.kind:
+        return LatentActionObjective(config, encoder), None
+    if parent is None:
+        raise LawmError(f"a {kind} needs --checkpoint, the latent action model that it belongs to")
+    model, checkpoint = load_model(parent, config=config)
+    if kind == ControllerObjective.kind:
+        if action_dim is None:
+            raise LawmError("a controller needs labelled clips: set data.labels")
+        return ControllerObjective(config, model, action_dim), checkpoint
+    return DecoderObjective(config, model), checkpoint

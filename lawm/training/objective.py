@@ -1,0 +1,342 @@
+"""The three losses: latent action model, controller, decoder. Each is one nn.Module with one forward.
+
+Legend: B batch, F frames, T states, N tokens, D state width, Z latent width, A action width.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lawm.config import Config, FineTuneConfig, LawmError, PixelsEncoder
+from lawm.model import (
+    AdaptiveBottleneck,
+    Controller,
+    Decoder,
+    DiscreteBottleneck,
+    Encoder,
+    LatentActionModel,
+    LatentActions,
+    StateNorm,
+    WorldModel,
+    check_keys,
+    check_state_a_frame,
+    encode_clips,
+    frames_per_state,
+    load_encoder,
+    unpatchify,
+)
+from lawm.training.batches import ClipBatch
+from lawm.training.fine_tune import FineTuning, check_fine_tuning, collapsing
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What is minimised (`total`), its parts, and detached figures to log.
+
+    `states`: of a learning encoder and of the original, normalised and detached.
+    """
+
+    prediction: Tensor
+    penalty: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    latents: Tensor | None = None
+    states: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def total(self) -> Tensor:
+        return self.prediction + self.penalty
+
+
+class Objective(nn.Module):
+    """What the training loop needs of a loss: forward, weights to keep, upkeep after a step."""
+
+    kind = ""
+
+    def kept(self) -> dict[str, Tensor]:
+        """Weights that a checkpoint keeps: everything but what is frozen and rebuilt from the config."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(self.rebuilt())}
+
+    def rebuilt(self) -> tuple[str, ...]:
+        """Prefixes of state_dict keys that a checkpoint does not hold."""
+        return ("encoder.",)
+
+    def load_kept(self, weights: dict[str, Tensor], where: str) -> None:
+        """Strict load; raises LawmError listing missing, unexpected and misshapen keys."""
+        check_keys(self.kept(), weights, where)
+        self.load_state_dict(weights, strict=False)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether `calibrate` has anything to measure (reading clips for it costs time)."""
+        return False
+
+    def calibrate(self, batch: ClipBatch) -> None:
+        """Measures data statistics that the model keeps, from the first clips of the plan."""
+
+    def maintain(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:
+        """Upkeep after an optimiser step; returns figures to log."""
+        return {}
+
+    def learning_rates(self) -> dict[str, float]:
+        """Prefixes of parameter names that AdamW has at a learning rate of their own."""
+        return {}
+
+    def trouble(self, metrics: dict[str, float]) -> str:
+        """Why the run has to stop, by its figures; else empty."""
+        return ""
+
+    def forward(self, batch: ClipBatch) -> LossTerms:
+        raise TypeError(f"{type(self).__name__} has no loss")
+
+
+class LatentActionObjective(Objective):
+    """mean |s_{t+1} - p(s_0..t, z_t)| plus the bottleneck's penalty, by teacher forcing over the clip.
+
+    With `fine_tune` on, `encoder` is a copy of its own that follows the learning one; `learns=False` leaves the
+    learning one out, for a model that is only used.
+    """
+
+    kind = "latent_action"
+
+    def __init__(self, config: Config, encoder: Encoder | None = None, learns: bool = True) -> None:
+        super().__init__()
+        if learns:
+            check_fine_tuning(config)
+        self.encoder = encoder if encoder is not None else load_encoder(config.encoder, config.data.clip)
+        self.encoder_fingerprint = self.encoder.fingerprint
+        """Of the encoder that the config names, whatever fine-tuning has made of it."""
+        self.fine_tuned = config.fine_tune.target != "off"
+        self.fine_tuning: FineTuning | None = None
+        if self.fine_tuned:
+            original, said = self.encoder, self.encoder.fingerprint()
+            self.encoder_fingerprint = lambda: said
+            self.encoder = copy.deepcopy(original)
+            self.fine_tuning = FineTuning(config.fine_tune, original, config.data.clip) if learns else None
+        width, model = self.encoder.state_width, config.model
+        self.state_norm = StateNorm(config.encoder.normalize_states, width)
+        self.latent_action = LatentActionModel(model, width)
+        latent = None if self.latent_action.kind == "deterministic" else model.latent_dim
+        self.world_model = WorldModel(model.world_model, width, latent)
+        self.latent_dim = model.latent_dim
+        self.action_dropout = model.action_dropout
+        self.duplicate = config.data.clip.duplicate
+        if self.latent_action.embed is not None:
+            check_state_a_frame(config.encoder, config.data.clip)
+
+    @property
+    def frames_per_state(self) -> int:
+        """Frames of a clip that make one state."""
+        return frames_per_state(self.encoder, self.duplicate)
+
+    def encode(self, frames_BFCHW: Tensor) -> Tensor:
+        """uint8 frames -> raw states, one of `frames_per_state` frames."""
+        return encode_clips(self.encoder, frames_BFCHW, self.duplicate)
+
+    def states(self, batch: ClipBatch) -> Tensor:
+        """The batch's normalised states [B, T, N, D], float32."""
+        raw = batch.states_BTND
+        if raw is None:
+            if batch.frames_BFCHW is None:
+                raise ValueError("a batch needs frames or states")
+            raw = self.encode(batch.frames_BFCHW)
+        return self.state_norm(raw)
+
+    @property
+    def calibrates(self) -> bool:
+        return self.state_norm.kind == "channel" or self.latent_action.embed is not None
+
+    @torch.no_grad()
+    def calibrate(self, batch: ClipBatch) -> None:
+        if self.state_norm.kind == "channel" and not bool(self.state_norm.calibrated):
+            raw = batch.states_BTND if batch.states_BTND is not None else self.encode(batch.frames_BFCHW)  # type: ignore[arg-type]
+            self.state_norm.calibrate(raw)
+        if self.latent_action.embed is not None and batch.actions_BTA is not None:
+            self.latent_action.action_std.copy_(batch.actions_BTA.flatten(0, 1).std(dim=0).clamp_min(1e-6))
+
+    def infer(self, states_BTND: Tensor, actions_BTA: Tensor | None = None) -> LatentActions:
+        """Latent actions of normalised states."""
+        return self.latent_action(states_BTND, actions_BTA)
+
+    def rebuilt(self) -> tuple[str, ...]:
+        return ("fine_tuning.original.",) if self.fine_tuned else ("encoder.",)
+
+    def learning_rates(self) -> dict[str, float]:
+        return {"fine_tuning.online.": self.fine_tuning.config.lr} if self.fine_tuning is not None else {}
+
+    def trouble(self, metrics: dict[str, float]) -> str:
+        return collapsing(metrics, self.fine_tuning.config) if self.fine_tuning is not None else ""
+
+    def _learning_states(self, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """States of the learning encoder with gradients, those to predict, and the original's."""
+        frames, tuning = batch.frames_BFCHW, self.fine_tuning
+        assert tuning is not None
+        if frames is None:
+            raise LawmError("fine_tune learns from frames: train it from videos, not from a state cache")
+        states = self.state_norm(encode_clips(tuning.online, frames, self.duplicate, gradients=True))
+        targets = self.states(batch) if tuning.config.target == "ema" else states
+        return states, targets, self.state_norm(encode_clips(tuning.original, frames, self.duplicate))
+
+    def forward(self, batch: ClipBatch) -> LossTerms:
+        original = None
+        if self.training and self.fine_tuning is not None:
+            states, targets, original = self._learning_states(batch)
+        else:
+            states = targets = self.states(batch)
+        latents = self.infer(states, batch.actions_BTA)
+        z = latents.z_BTZ
+        if z is not None and self.training and self.action_dropout > 0:
+            keep = torch.rand(*z.shape[:2], 1, device=z.device) >= self.action_dropout
+            z = z * keep
+        predicted = self.world_model(states[:, :-1], z)
+        error = (predicted.float() - targets[:, 1:]).abs()
+        prediction, penalty = error.mean(), latents.penalty
+        metrics = {"prediction": prediction.detach(), **latents.metrics}
+        bottleneck = self.latent_action.bottleneck
+        if isinstance(bottleneck, AdaptiveBottleneck):
+            dual, figures = bottleneck.dual(latents, error.detach().mean(dim=(1, 2, 3)))
+            penalty, metrics = penalty + dual, metrics | figures
+        with torch.no_grad():
+            metrics["copy_last_state"] = (targets[:, 1:] - targets[:, :-1]).abs().mean()
+        kept = latents.z_BTZ.detach().flatten(0, 1) if latents.z_BTZ is not None else None
+        both = None
+        if original is not None and self.fine_tuning is not None:
+            distillation = self.fine_tuning.distillation(states, original)
+            penalty = penalty + distillation
+            metrics["distillation"] = distillation.detach()
+            both = states.detach(), original
+        return LossTerms(prediction, penalty, metrics, kept, both)
+
+    def maintain(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:
+        if self.fine_tuning is not None:
+            self.fine_tuning.follow(self.encoder)
+        bottleneck = self.latent_action.bottleneck
+        if isinstance(bottleneck, DiscreteBottleneck):
+            return {"codes_reset": float(bottleneck.maintain(optimizer_state))}
+        return {}
+
+
+class ControllerObjective(Objective):
+    """L2 from the controller's latents to the frozen IDM's, and the inverse controller's action error."""
+
+    kind = "controller"
+
+    def __init__(self, config: Config, model: LatentActionObjective, action_dim: int) -> None:
+        super().__init__()
+        if model.latent_action.kind == "deterministic":
+            raise LawmError("a deterministic model has no latent actions: there is nothing to control")
+        check_state_a_frame(config.encoder, config.data.clip)
+        self.model = model.requires_grad_(False).eval()
+        self.controller = Controller(config.controller, model.encoder.state_width, action_dim, config.model.latent_dim)
+
+    def train(self, mode: bool = True) -> "ControllerObjective":
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def rebuilt(self) -> tuple[str, ...]:
+        return ("model.",)
+
+    @property
+    def calibrates(self) -> bool:
+        return True
+
+    def calibrate(self, batch: ClipBatch) -> None:
+        if batch.actions_BTA is None:
+            raise LawmError("the controller needs labelled clips: set data.labels to a Parquet table of actions")
+        actions = batch.actions_BTA.flatten(0, 1).float()
+        self.controller.action_mean.copy_(actions.mean(dim=0))
+        self.controller.action_std.copy_(actions.std(dim=0).clamp_min(1e-6))
+
+    def forward(self, batch: ClipBatch) -> LossTerms:
+        if batch.actions_BTA is None:
+            raise LawmError("a clip without actions came to the controller: data.labels does not cover the index")
+        with torch.no_grad():
+            states = self.model.states(batch)
+            target = self.model.infer(states, batch.actions_BTA).z_BTZ
+        assert target is not None
+        actions = batch.actions_BTA.float()
+        predicted = self.controller(actions, states[:, :-1]).float()
+        loss = F.mse_loss(predicted, target)
+        scale = self.controller.action_std
+        inverse = F.mse_loss(self.controller.inverse(target).float() / scale, actions / scale)
+        cosine = F.cosine_similarity(predicted, target, dim=-1).mean()
+        metrics = {"prediction": loss.detach(), "inverse_mse": inverse.detach(), "cosine": cosine.detach()}
+        return LossTerms(loss, inverse, metrics)
+
+
+class DecoderObjective(Objective):
+    """L1 (+ weight * LPIPS, with its real backbone) from decoded states to the true frames in [0, 1]."""
+
+    kind = "decoder"
+
+    def __init__(self, config: Config, model: LatentActionObjective) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        encoder = model.encoder
+        self.decoder = Decoder(config.decoder, encoder.state_width, encoder.tokens, config.data.clip.size)
+        self.lpips_weight = config.decoder.lpips
+        self.lpips = load_lpips() if self.lpips_weight > 0 else None
+
+    def train(self, mode: bool = True) -> "DecoderObjective":
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def rebuilt(self) -> tuple[str, ...]:
+        return ("model.", "lpips.")
+
+    def forward(self, batch: ClipBatch) -> LossTerms:
+        if batch.frames_BFCHW is None:
+            raise LawmError("the decoder learns from frames: train it from videos, not from a state cache")
+        with torch.no_grad():
+            states = self.model.states(batch)
+        frames = batch.frames_BFCHW[:, :: self.model.frames_per_state].float() / 255.0
+        decoded = self.decoder(states).float()
+        l1 = (decoded - frames).abs().mean()
+        perceptual = l1.new_zeros(())
+        if self.lpips is not None:
+            perceptual = self.lpips(decoded.flatten(0, 1) * 2 - 1, frames.flatten(0, 1) * 2 - 1).mean()
+        metrics = {"prediction": l1.detach(), "lpips": perceptual.detach()}
+        return LossTerms(l1, self.lpips_weight * perceptual, metrics)
+
+
+def load_lpips() -> nn.Module:
+    """LPIPS (Zhang et al. 2018) with its VGG-16 backbone; raises LawmError where it cannot be had."""
+    try:
+        import lpips
+
+        return lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False).eval()
+    except Exception as error:  # the backbone comes from a download
+        raise LawmError(
+            f"LPIPS needs its VGG-16 backbone, which could not be loaded ({type(error).__name__}: {error}); "
+            "set decoder.lpips=0 to train with L1 alone"
+        ) from error
+
+
+def decode_states(model: LatentActionObjective, decoder: Decoder | None, states_BTND: Tensor) -> Tensor:
+    """Normalised states -> frames [B, T, 3, S, S] in [0, 1]. The pixels encoder needs no decoder."""
+    if decoder is None:
+        frames = unpatchify(model.state_norm.inverse(states_BTND)) * model.encoder.std + model.encoder.mean
+    else:
+        frames = decoder(states_BTND)
+    return frames.clamp(0, 1)
+
+
+def parameter_counts(config: Config) -> dict[str, int]:
+    """Parameters of each part of the latent action model, without allocating or downloading weights."""
+    encoder = config.encoder
+    if not isinstance(encoder, PixelsEncoder):
+        encoder = encoder.model_copy(update={"weights": "random"})
+    with torch.device("meta"):
+        model = LatentActionObjective(config.model_copy(update={"encoder": encoder, "fine_tune": FineTuneConfig()}))
+    parts = {
+        f"encoder ({'frozen' if config.fine_tune.target == 'off' else 'learns'})": model.encoder,
+        "inverse dynamics": model.latent_action.idm,
+        "bottleneck": model.latent_action.bottleneck,
+        "world model": model.world_model,
+    }
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}

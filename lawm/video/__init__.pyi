@@ -1,0 +1,13 @@
+from lawm.video.decode import Clip as Clip
+from lawm.video.decode import decode_clip as decode_clip
+from lawm.video.decode import decode_whole as decode_whole
+from lawm.video.opening import LOOP_FILTERED as LOOP_FILTERED
+from lawm.video.opening import VideoError as VideoError
+from lawm.video.probing import probe as probe
+from lawm.video.ref import FACTS as FACTS
+from lawm.video.ref import REF_COLUMNS as REF_COLUMNS
+from lawm.video.ref import TAR_SUFFIXES as TAR_SUFFIXES
+from lawm.video.ref import VideoRef as VideoRef
+from lawm.video.ref import empty_row as empty_row
+from lawm.video.ref import ref_of as ref_of
+from lawm.video.timing import choose as choose

@@ -1,0 +1,233 @@
+"""Training on Ray: the same losses as plain Python, through a kill and past bad videos; the jobs end to end."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_runs import SmallSet, index_folder, tiny_with
+
+from jobs import controller, encode, evaluate, index, plan, simulate, train
+from lawm.cluster.decode import nth_positions
+from lawm.cluster.fit import fit
+from lawm.cluster.session import Session
+from lawm.config import Config, LawmError, override
+from lawm.data import Cursor, StateCache, read_index
+from lawm.training import fit_local, load_checkpoint
+from lawm.training.checkpoint import checkpoint_folders
+
+ROOT = Path(__file__).parents[2]
+
+
+def losses(run: str) -> dict[int, float]:
+    rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})  # each step once, in order
+    return {row["step"]: row["loss"] for row in rows}
+
+
+def short(index: str, **more: Any) -> Config:
+    return tiny_with(
+        data__index=index,
+        train__steps=6,
+        train__checkpoint_every=3,
+        train__log_every=1,
+        cluster__max_failures=0,
+        **more,
+    )
+
+
+def test_ids_become_the_positions_that_are_left() -> None:
+    for cursor in (Cursor(), Cursor(5), Cursor(2, (4, 5, 9)), Cursor(0, (1,))):
+        ids = np.arange(12)
+        assert nth_positions(cursor, ids).tolist() == cursor.remaining(12).tolist()
+        assert nth_positions(cursor, ids[7:9]).tolist() == cursor.remaining(12)[7:9].tolist()
+
+
+def test_plain_python_local_mode_and_a_ray_worker_give_the_same_losses(
+    ray_cluster: Session, small_set: SmallSet, tmp_path: Path
+) -> None:
+    config = short(small_set.index)
+    plain = fit_local(config, "latent_action", str(tmp_path / "plain"))
+    wanted = losses(str(tmp_path / "plain"))
+    assert list(wanted) == [1, 2, 3, 4, 5, 6]
+    for workers in (0, 1):
+        run = str(tmp_path / f"workers{workers}")
+        seen: list[dict[str, Any]] = []
+        last = fit(override(config, "cluster.workers", workers), "latent_action", run, progress=seen.append)
+        assert losses(run) == pytest.approx(wanted, rel=1e-5), workers
+        assert load_checkpoint(last).cursor == load_checkpoint(plain).cursor == Cursor(24)
+        assert [uri[-1] for uri in checkpoint_folders(run)] == ["3", "6"]
+        assert seen[-1]["step"] == 6 and seen[-1]["loss"] == pytest.approx(wanted[6], rel=1e-5)
+    # Done already: the same call trains nothing.
+    assert fit(config, "latent_action", str(tmp_path / "workers1")) == last
+
+
+def test_two_workers_and_bad_videos(ray_cluster: Session, small_set: SmallSet, tmp_path: Path) -> None:
+    """Videos that broke after they were indexed are left out and listed; the run has its full length on good clips."""
+    videos = tmp_path / "videos"
+    shutil.copytree(small_set.folder, videos)
+    where = index_folder(videos, tmp_path / "index.parquet")
+    training = read_index(where).split("train", 0.25).table["key"].to_pylist()
+    bad = set(training[:2])
+    (videos / training[0]).write_bytes(b"\0" * (videos / training[0]).stat().st_size)
+    whole = (videos / training[1]).read_bytes()
+    (videos / training[1]).write_bytes(whole[: len(whole) // 3] + bytes(len(whole) - len(whole) // 3))
+    run = str(tmp_path / "run")
+    last = load_checkpoint(fit(short(where, cluster__workers=2), "latent_action", run))
+    assert last.step == 6 and list(losses(run)) == [1, 2, 3, 4, 5, 6]
+    refused = [json.loads(line) for line in Path(run, "quarantine.jsonl").read_text().splitlines()]
+    assert refused and {row["key"] for row in refused} <= bad
+    assert all(row["reason"] and row["message"] for row in refused)
+    # 24 good clips and the refused ones are consumed; two workers may be some clips apart.
+    assert len(last.cursor) >= 24 + len({row["position"] for row in refused if row["position"] in last.cursor})
+    assert len({row["position"] for row in refused}) == len(refused)
+
+    plain = str(tmp_path / "plain")
+    config = short(where)
+    end = load_checkpoint(fit_local(config, "latent_action", plain))
+    listed = {json.loads(line)["position"] for line in Path(plain, "quarantine.jsonl").read_text().splitlines()}
+    # A refused clip is consumed: it does not hold the cursor back, however long the run.
+    assert not end.cursor.ahead
+    assert end.cursor.low == 24 + len([p for p in listed if p < end.cursor.low])
+    with pytest.raises(LawmError, match=r"more than data\.max_bad_fraction = 0\.05 allows"):
+        worse = override(override(config, "data.max_bad_fraction", 0.05), "train.steps", 200)
+        fit_local(override(worse, "train.log_every", 200), "latent_action", str(tmp_path / "worse"))
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    ray_cluster: Session, small_set: SmallSet, tmp_path: Path, capsys
+) -> None:
+    argv = ["--recipe", "tiny", "--index", small_set.index]
+    settings = {"train.steps": 60, "train.checkpoint_every": 5, "train.log_every": 5, "cluster.max_failures": 0}
+    argv += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    assert train.main([*argv, "--out", str(tmp_path / "whole"), "--plain"]) == 0
+    run = tmp_path / "run"
+    log = open(tmp_path / "log", "w")  # noqa: SIM115
+    command = [sys.executable, "-m", "jobs.train", *argv, "--out", str(run)]
+    env = os.environ | {"RAY_ADDRESS": ray_cluster.address}
+    child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not checkpoint_folders(str(run)):
+            assert child.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        log.close()
+    # Ray ends the dead driver's workers; what they still wrote counts.
+    before, quiet = "", 0
+    while quiet < 8:
+        now = (run / "metrics.jsonl").read_text()
+        before, quiet = now, quiet + 1 if now == before else 0
+        time.sleep(0.25)
+    killed_at = load_checkpoint(str(run)).step
+    assert 5 <= killed_at < 60, "the run was over before the kill"
+    capsys.readouterr()
+    assert train.main([*argv, "--out", str(run)]) == 0
+    assert f"checkpoint: {run}/step_00000060" in capsys.readouterr().out
+    whole, resumed = losses(str(tmp_path / "whole")), losses(str(run))
+    assert resumed == pytest.approx(whole, rel=1e-4)
+    end = load_checkpoint(str(run))
+    # 60 steps of 4 clips, and 240 different positions without a gap: each clip of the plan exactly once.
+    assert end.cursor == Cursor(240) == load_checkpoint(str(tmp_path / "whole")).cursor
+    want = load_checkpoint(str(tmp_path / "whole")).weights
+    for name, weight in end.weights.items():
+        np.testing.assert_allclose(weight.float(), want[name].float(), rtol=1e-2, atol=1e-3, err_msg=name)
+    # The same run folder under another config is refused in one line.
+    assert train.main([*argv, "--set", "train.batch=8", "--out", str(run)]) == 2
+    assert "holds a run of another config" in capsys.readouterr().err
+
+
+def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
+    """simulate -> index -> encode -> train -> evaluate -> controller -> plan, on real PushT episodes."""
+    at = {name: str(tmp_path / name) for name in ("data", "cache", "model", "none", "controller", "plan", "plain")}
+    tiny = ["--recipe", "tiny", "--set", "data.val_fraction=0.6", "--set", "cluster.max_failures=0"]
+    where, labels = str(tmp_path / "index.parquet"), f"{at['data']}/labels.parquet"
+    assert simulate.main([*tiny, "--out", at["data"], "--episodes", "8", "--size", "64"]) == 0
+    assert index.main([*tiny, at["data"], "--out", where]) == 0
+    assert encode.main([*tiny, "--index", where, "--out", at["cache"]]) == 0
+    cache = StateCache(at["cache"])
+    assert sum(p.frames for places in cache.places.values() for _, _, p in places) == 8 * 16
+    assert encode.main([*tiny, "--index", where, "--out", at["cache"]]) == 0
+    assert (
+        "states of 128 frames of 8 videos" in (said := capsys.readouterr().out) and "1 parts by an earlier run" in said
+    )
+
+    steps = [*tiny, "--set", "train.steps=6", "--set", "train.log_every=1"]
+    assert train.main([*steps, "--cache", at["cache"], "--labels", labels, "--out", at["model"]]) == 0
+    assert train.main([*steps, "--cache", at["cache"], "--labels", labels, "--out", at["plain"], "--plain"]) == 0
+    assert losses(at["model"]) == pytest.approx(losses(at["plain"]), rel=1e-5)
+    none = [*steps, "--set", "model.bottleneck.kind=deterministic"]
+    assert train.main([*none, "--cache", at["cache"], "--labels", labels, "--out", at["none"], "--plain"]) == 0
+    assert controller.main(["--checkpoint", at["model"], "--out", at["controller"]]) == 0
+
+    out = str(tmp_path / "evaluation.json")
+    child = ["--checkpoint", at["model"], "--controller", at["controller"]]
+    assert evaluate.main([*child, "--deterministic", at["none"], "--out", out]) == 0
+    found = {row["name"]: row for row in json.loads(Path(out).read_text())}
+    for name in (
+        "one_step_error",
+        "unrolled_error",
+        "error_vs_copy",
+        "error_vs_deterministic",
+        "shuffled_vs_error",
+        "leakage_ratio",
+        "leakage_ratio_copying_code",
+        "leakage_ratio_no_latent",
+        "cycle_ratio",
+        "cycle_shuffled_ratio",
+        "controller_vs_idm",
+        "controller_cosine",
+        "probe_r2_linear",
+        "probe_r2_mlp",
+        "probe_r2_linear_shuffled",
+    ):
+        row = found[name]
+        assert np.isfinite(row["value"]) and row["low"] <= row["value"] <= row["high"] and row["n"] >= 4, row
+
+    assert plan.main([*child, "--out", at["plan"]]) == 0
+    rows = [json.loads(line) for line in Path(at["plan"], "episodes.jsonl").read_text().splitlines()]
+    assert [row["episode"] for row in rows] == [0, 1, 2, 3]
+    held_out = set(read_index(where).split("val", 0.6).table["key"].to_pylist())
+    assert {row["key"] for row in rows} <= held_out
+    for row in rows:
+        true, planned = np.array(row["true"]), np.array(row["planned"])
+        assert planned.shape == true.shape == (2, 2)
+        assert row["planned_error"] == pytest.approx(np.abs(planned.sum(0) - true.sum(0)).sum(), rel=1e-4)
+        assert row["no_action_error"] == pytest.approx(np.abs(true.sum(0)).sum(), rel=1e-4)
+    # A rerun does only what is missing, and that comes out the same.
+    torn = '{"episode": 3, "key": "a.m'  # killed while it wrote
+    Path(at["plan"], "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]) + torn)
+    assert plan.main([*child, "--out", at["plan"]]) == 0
+    again = [json.loads(line) for line in Path(at["plan"], "episodes.jsonl").read_text().splitlines()]
+    assert again[:3] == rows[:3]
+    assert (again[3]["key"], again[3]["start_s"]) == (rows[3]["key"], rows[3]["start_s"])
+    np.testing.assert_allclose(again[3]["planned"], rows[3]["planned"], rtol=1e-4)
+    capsys.readouterr()
+    assert plan.main([*child, "--out", at["plan"], "--set", "plan.seed=1"]) == 2
+    assert "holds episodes of another model or plan" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_said_and_the_same_command_goes_on(small_set: SmallSet, tmp_path: Path) -> None:
+    asked = [
+        sys.executable, "-m", "jobs", "train", "--recipe", "tiny", "--index", small_set.index, "--out",
+        str(tmp_path / "run"), "--set", "train.steps=4000", "--set", "train.checkpoint_every=5",
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    with subprocess.Popen(asked, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        deadline = time.monotonic() + 120
+        while not checkpoint_folders(str(tmp_path / "run")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        job.send_signal(signal.SIGINT)
+        _, said = job.communicate(timeout=60)
+    assert job.returncode == 130, said.decode()[-2000:]
+    assert b"interrupted. Run the same command again to go on" in said and b"Traceback" not in said
+    assert checkpoint_folders(str(tmp_path / "run"))

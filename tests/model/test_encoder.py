@@ -1,0 +1,232 @@
+"""Encoders: pixels and their inverse, timm backbones, causality, strict weights that execute nothing."""
+
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from small_runs import made_batch, new_objective, tiny, tiny_with
+
+from lawm.config import ClipSpec, LawmError, PixelsEncoder, TimmEncoder
+from lawm.model import Encoder, StateNorm, load_encoder
+from lawm.training import decode_states
+
+CLIP = ClipSpec(frames=4, size=32)
+
+
+def frames(count: int = 4, size: int = 32) -> torch.Tensor:
+    return torch.randint(
+        0, 256, (2, count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def encoders() -> dict[str, Encoder]:
+    kinds = {
+        "pixels": PixelsEncoder(patch=8),
+        "vit": TimmEncoder(model="vit_tiny_patch16_224", weights="random"),
+        "vit_block": TimmEncoder(model="vit_tiny_patch16_224", weights="random", stage=2),
+        "cnn": TimmEncoder(model="resnet10t", weights="random"),
+        "cnn_stage": TimmEncoder(model="tf_efficientnet_lite0", weights="random", stage=2),
+    }
+    return {name: load_encoder(kind, CLIP) for name, kind in kinds.items()}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, Encoder]:
+    return encoders()
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "width"),
+    [("pixels", 16, 192), ("vit", 4, 192), ("vit_block", 4, 192), ("cnn", 1, 512), ("cnn_stage", 16, 40)],
+)
+def test_states_have_the_declared_shape_and_never_see_later_frames(
+    loaded: dict[str, Encoder], name: str, tokens: int, width: int
+) -> None:
+    encoder = loaded[name]
+    assert (encoder.tokens, encoder.state_width, encoder.frames_per_state) == (tokens, width, 1)
+    clips = frames()
+    states = encoder(clips)
+    assert states.shape == (2, 4, tokens, width)
+    assert not states.requires_grad and not encoder.train().training  # frozen, in eval mode for good
+    for t in range(4):
+        other = clips.clone()
+        other[:, t:] = 255 - other[:, t:]
+        moved = encoder(other)
+        assert torch.equal(moved[:, :t], states[:, :t])
+        assert not torch.allclose(moved[:, t], states[:, t])
+
+
+def test_tokens_stand_where_their_patch_does(loaded: dict[str, Encoder]) -> None:
+    """A change in one corner moves the token of that corner most."""
+    for name in ("pixels", "cnn_stage"):
+        still = torch.full((1, 1, 3, 32, 32), 100, dtype=torch.uint8)
+        side = math.isqrt(loaded[name].tokens)
+        for corner, token in (
+            ((0, 0), 0),
+            ((0, 24), side - 1),
+            ((24, 0), side * (side - 1)),
+            ((24, 24), side * side - 1),
+        ):
+            moved = still.clone()
+            moved[..., corner[0] : corner[0] + 8, corner[1] : corner[1] + 8] = 250
+            change = (loaded[name](moved) - loaded[name](still)).norm(dim=-1)[0, 0]
+            assert change.argmax() == token, name
+
+
+def test_pixels_are_exactly_invertible() -> None:
+    config = tiny()
+    model = new_objective(config)
+    batch = made_batch(range(3), config)
+    back = decode_states(model, None, model.states(batch))
+    assert torch.equal((back * 255).round().to(torch.uint8), batch.frames_BFCHW)
+
+
+def test_images_are_normalised_with_the_backbones_own_figures(loaded: dict[str, Encoder]) -> None:
+    white = torch.full((1, 1, 3, 2, 2), 255, dtype=torch.uint8)
+    for name in ("cnn", "cnn_stage"):
+        backbone: Any = loaded[name].backbone
+        data = timm.data.resolve_model_data_config(backbone)
+        wanted = [(1 - m) / s for m, s in zip(data["mean"], data["std"], strict=True)]
+        assert loaded[name].normalized(white)[0, 0, :, 0, 0].tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_random_weights_and_fingerprints_are_the_same_everywhere(loaded: dict[str, Encoder]) -> None:
+    again = encoders()
+    prints = {name: encoder.fingerprint() for name, encoder in loaded.items()}
+    assert prints == {name: encoder.fingerprint() for name, encoder in again.items()}
+    assert len(set(prints.values())) == len(prints)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    load_encoder(TimmEncoder(model="resnet10t", weights="random"), CLIP)
+    assert torch.equal(before, torch.get_rng_state())  # building an encoder leaves the run's random state alone
+
+
+def test_another_block_of_the_same_backbone_is_another_encoder(loaded: dict[str, Encoder]) -> None:
+    """Same weights, same shape of the states, other states: a cache of one must not serve the other."""
+    other = load_encoder(TimmEncoder(model="vit_tiny_patch16_224", weights="random", stage=3), CLIP)
+    assert not torch.allclose(other(frames()), loaded["vit_block"](frames()))
+    assert other.fingerprint() != loaded["vit_block"].fingerprint()
+
+
+# ---------------------------------------------------------------- weights
+SMALL = TimmEncoder(model="resnet10t", weights="random")
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in timm.create_model("resnet10t").state_dict().items()}
+
+
+def load_from(path: Path) -> Encoder:
+    return load_encoder(SMALL.model_copy(update={"weights": str(path)}), CLIP)
+
+
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "safetensors"])
+def test_local_weights_are_loaded(tmp_path: Path, weights: dict[str, torch.Tensor], wrap: str) -> None:
+    path = tmp_path / ("w.safetensors" if wrap == "safetensors" else "w.pth")
+    if wrap == "safetensors":
+        save_file({k: v.contiguous() for k, v in weights.items()}, path)
+    else:
+        torch.save(weights if wrap == "plain" else {wrap: weights}, path)
+    found = load_from(path).state_dict()
+    assert all(torch.equal(found[f"backbone.{k}"], v) for k, v in weights.items())
+
+
+class Bomb:
+    """Unpickling it runs code that writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, (f"open({self.path!r}, 'w').close()",))
+
+
+def renamed(w: dict[str, Any]) -> dict[str, Any]:
+    return {k.replace("fc.bias", "fc.offset"): v for k, v in w.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: {k: v for k, v in w.items() if k != "fc.bias"}, r"1 missing \(fc.bias\)"),
+        (lambda w: w | {"extra": torch.zeros(1)}, r"1 unexpected \(extra\)"),
+        (renamed, r"1 missing \(fc.bias\); 1 unexpected \(fc.offset\)"),
+        (lambda w: w | {"fc.bias": torch.zeros(3)}, r"of another shape \(fc.bias \(3,\) instead of \(1000,\)\)"),
+        (lambda w: [torch.zeros(1)], "holds no weights"),
+        (lambda w: torch.zeros(3), "holds no weights"),
+        (lambda w: w | {"fc.bias": 3}, "holds no weights"),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_line(
+    tmp_path: Path, weights: dict[str, torch.Tensor], change: Callable[[Any], Any], said: str
+) -> None:
+    torch.save(change(weights), tmp_path / "w.pth")
+    with pytest.raises(LawmError, match=said) as caught:
+        load_from(tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_and_pickles_with_code_are_refused(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    torch.save(weights, tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    (tmp_path / "bomb.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "went off")))
+    torch.save(weights | {"fc.bias": Bomb(tmp_path / "went off")}, tmp_path / "hidden.pth")
+    for name in ("cut.pth", "empty.pth", "cut.safetensors", "bomb.pth", "hidden.pth"):
+        with pytest.raises(LawmError, match="not a readable weights file"):
+            load_from(tmp_path / name)
+    assert not (tmp_path / "went off").exists()
+    pickle.loads((tmp_path / "bomb.pth").read_bytes())
+    assert (tmp_path / "went off").exists()  # the bomb is a real one
+
+
+def test_what_cannot_be_had_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LawmError, match=r"not a timm model; close ones: .*resnet"):
+        load_encoder(TimmEncoder(model="resnet_ten"), CLIP)
+    with pytest.raises(LawmError, match="no file"):
+        load_from(tmp_path / "nowhere.pth")
+    with pytest.raises(LawmError, match=r"holds EfficientNet-Lite0, which encoder\.model is not"):
+        load_encoder(TimmEncoder(model="resnet10t", weights="package:efficientnet_lite0"), CLIP)
+    with pytest.raises(LawmError, match=r"data.clip.size = 32 is not a multiple of encoder.patch = 5"):
+        load_encoder(PixelsEncoder(patch=5), CLIP)
+
+
+# ---------------------------------------------------------------- normalisation
+def test_state_norms() -> None:
+    states = torch.randn(4, 3, 5, 6) * torch.arange(1, 7) + 3
+    assert torch.equal(StateNorm("off", 6)(states), states)
+    layer = StateNorm("layer_norm", 6)(states)
+    torch.testing.assert_close(layer.mean(-1), torch.zeros(4, 3, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(layer.var(-1, correction=0), torch.ones(4, 3, 5), atol=1e-3, rtol=0)
+    channel = StateNorm("channel", 6)
+    assert not channel.calibrated
+    channel.calibrate(states)
+    out = channel(states)
+    torch.testing.assert_close(out.flatten(0, 2).mean(0), torch.zeros(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.flatten(0, 2).std(0), torch.ones(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(channel.inverse(out), states)
+    channel.calibrate(torch.ones(4, 3, 5, 6))  # a constant channel
+    assert torch.isfinite(channel(states)).all()
+
+
+def test_channel_statistics_are_measured_once_and_kept() -> None:
+    config = tiny_with(encoder__normalize_states="channel")
+    objective = new_objective(config)
+    kept = {k: v.clone() for k, v in objective.kept().items()}
+    objective.calibrate(made_batch(range(100, 104), config))
+    assert torch.equal(objective.kept()["state_norm.channel_mean"], kept["state_norm.channel_mean"])
+    from lawm.training import LatentActionObjective
+
+    fresh = LatentActionObjective(config)
+    fresh.load_kept(kept, "here")
+    fresh.calibrate(made_batch(range(100, 104), config))
+    assert torch.equal(fresh.state_norm.channel_mean, kept["state_norm.channel_mean"])

@@ -1,0 +1,221 @@
+"""The world model sees no future, rolls out with and without the cache alike; decoder and controller."""
+
+import pytest
+import torch
+from small_runs import made_batch, new_objective, tiny_kind, tiny_with
+
+from lawm.config import AttentionController, ControllerConfig, LawmError, MlpController, WorldModelConfig
+from lawm.model import Controller, Decoder, WorldModel
+from lawm.recipes import tiny
+from lawm.training import ControllerObjective
+from lawm.training.objective import DecoderObjective
+
+
+def model(residual: bool = False, latent: int | None = 5) -> WorldModel:
+    torch.manual_seed(0)
+    found = WorldModel(WorldModelConfig(width=24, depth=2, heads=2, residual=residual), 6, latent)
+    for parameter in found.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return found.eval()
+
+
+def test_a_prediction_sees_only_the_states_and_latents_up_to_it() -> None:
+    world = model()
+    states, z = torch.randn(2, 5, 4, 6), torch.randn(2, 5, 5)
+    out = world(states, z)
+    assert out.shape == states.shape
+    for t in range(5):
+        for what in ("states", "z"):
+            changed = {"states": states.clone(), "z": z.clone()}
+            changed[what][:, t] += torch.randn_like(changed[what][:, t])
+            moved = world(changed["states"], changed["z"])
+            assert torch.equal(moved[:, :t], out[:, :t]), (what, t)
+            assert not torch.equal(moved[:, t], out[:, t]), (what, t)
+
+
+@pytest.mark.parametrize("context", [1, 3])
+@pytest.mark.parametrize("latent", [5, None])
+def test_rollout_with_the_cache_equals_rollout_without(context: int, latent: int | None) -> None:
+    world = model(residual=True, latent=latent)
+    start = torch.randn(2, context, 4, 6)
+    z = torch.randn(2, context + 3, 5) if latent else None
+    with_cache = world.rollout(start, z, 4)
+    assert with_cache.shape == (2, 4, 4, 6)
+    torch.testing.assert_close(with_cache, world.rollout(start, z, 4, cache=False), rtol=1e-4, atol=1e-5)
+    # By hand: each prediction is fed back.
+    states = start
+    for now in range(context, context + 4):
+        states = torch.cat([states, world(states, None if z is None else z[:, :now])[:, -1:]], dim=1)
+    torch.testing.assert_close(with_cache, states[:, context:], rtol=1e-4, atol=1e-5)
+    # The first unrolled step is what teacher forcing predicts there.
+    forced = world(start, None if z is None else z[:, :context])[:, -1]
+    torch.testing.assert_close(with_cache[:, 0], forced, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("context", [1, 3])
+@pytest.mark.parametrize("cache", [True, False])
+def test_candidates_share_what_they_have_in_common(context: int, cache: bool) -> None:
+    """Three continuations of each of two contexts equal six rollouts; the past is computed for two, not six."""
+    world = model(residual=True)
+    start, z = torch.randn(2, context, 4, 6), torch.randn(6, context + 3, 5)
+    z[:, : context - 1] = z[::3, : context - 1].repeat_interleave(3, dim=0)
+    sizes: list[tuple[int, int]] = []
+    world.embed.register_forward_pre_hook(lambda _, x: sizes.append(tuple(x[0].shape[:2])))
+    found = world.rollout(start, z, 4, cache, candidates=3)
+    shared = [(2, context - 1)] if context > 1 else []
+    whole = [(6, context + i) for i in range(4)]
+    assert sizes == (shared + [(6, 1)] * 4 if cache else whole)
+    alone = world.rollout(start.repeat_interleave(3, dim=0), z, 4, cache=False)
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_policy_is_asked_for_the_latents_of_the_states_it_is_given() -> None:
+    world = model()
+    start, z = torch.randn(2, 2, 4, 6), torch.randn(2, 5, 5)
+    for cache in (True, False):
+        asked: list[tuple[int, int]] = []
+
+        def policy(states: torch.Tensor, first: int, stop: int, asked: list[tuple[int, int]] = asked) -> torch.Tensor:
+            assert states.shape[1] == stop - first
+            asked.append((first, stop))
+            return z[:, first:stop]
+
+        torch.testing.assert_close(
+            world.rollout(start, policy, 4, cache), world.rollout(start, z, 4), rtol=1e-4, atol=1e-5
+        )
+        assert asked == ([(0, 2), (2, 3), (3, 4), (4, 5)] if cache else [(0, 2), (0, 3), (0, 4), (0, 5)])
+
+
+def test_residual_models_start_by_copying_and_others_do_not() -> None:
+    states, z = torch.randn(1, 3, 4, 6), torch.randn(1, 3, 5)
+    for residual in (True, False):
+        fresh = WorldModel(WorldModelConfig(width=24, depth=2, heads=2, residual=residual), 6, 5)
+        assert torch.equal(fresh(states, z), states) == residual
+
+
+def test_prediction_loss_is_the_mean_absolute_difference_and_dropout_zeroes_whole_latents() -> None:
+    config = tiny_kind("none", model__action_dropout=0.5)
+    objective = new_objective(config)
+    for parameter in objective.world_model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    batch = made_batch(range(4), config)
+    states = objective.states(batch)
+    z = objective.infer(states).z_BTZ
+    assert z is not None
+    seen: list[torch.Tensor] = []
+    objective.world_model.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    wanted = (objective.world_model(states[:, :-1], z) - states[:, 1:]).abs().mean().item()
+    assert objective.eval()(batch).prediction.item() == pytest.approx(wanted, rel=1e-5)
+    torch.manual_seed(0)
+    objective.train()(batch)
+    dropped = (seen[-1] == 0).all(-1)
+    assert 0 < dropped.sum() < dropped.numel() and torch.equal(seen[-1][~dropped], z[~dropped])
+
+
+def test_cached_states_and_frames_give_the_same_loss() -> None:
+    config = tiny()
+    objective = new_objective(config).eval()
+    batch = made_batch(range(4), config)
+    from lawm.training import ClipBatch
+
+    assert batch.frames_BFCHW is not None
+    cached = ClipBatch(None, objective.encode(batch.frames_BFCHW), batch.actions_BTA, batch.positions_B)
+    assert torch.equal(objective(batch).total, objective(cached).total)
+
+
+# ---------------------------------------------------------------- controller and decoder
+@pytest.mark.parametrize("kind", [AttentionController(width=16, depth=1, heads=2), MlpController(hidden=16)])
+def test_controllers_see_one_action_and_its_state(kind: AttentionController | MlpController) -> None:
+    torch.manual_seed(0)
+    controller = Controller(ControllerConfig(model=kind), 6, 2, 5)
+    actions, states = torch.randn(2, 4, 2), torch.randn(2, 4, 9, 6)
+    z = controller(actions, states)
+    assert z.shape == (2, 4, 5)
+    other = actions.clone()
+    other[:, 2] += 1
+    assert ((controller(other, states) - z).abs().amax((0, 2)) > 1e-6).tolist() == [False, False, True, False]
+    moved = states.clone()
+    moved[:, 1] += torch.randn(9, 6)
+    sees = isinstance(kind, AttentionController)
+    assert ((controller(actions, moved) - z).abs().amax((0, 2)) > 1e-6).tolist() == [False, sees, False, False]
+
+
+def test_controller_works_in_the_datas_units() -> None:
+    """Rescaled actions, recalibrated: the same latents, and an inverse in the new units."""
+    config = tiny_with()
+    torch.manual_seed(0)
+    objective = ControllerObjective(config, new_objective(config), 2)
+    batch = made_batch(range(8), config)
+    from dataclasses import replace
+
+    objective.calibrate(batch)
+    first = objective(batch)
+    assert batch.actions_BTA is not None
+    scaled = replace(batch, actions_BTA=batch.actions_BTA * 50 + 7)
+    z = torch.randn(1, 2, 8)
+    before = objective.controller.inverse(z)
+    objective.calibrate(scaled)
+    second = objective(scaled)
+    assert second.prediction.item() == pytest.approx(first.prediction.item(), rel=1e-4)
+    assert second.penalty.item() == pytest.approx(first.penalty.item(), rel=1e-4)
+    torch.testing.assert_close(objective.controller.inverse(z), before * 50 + 7, rtol=1e-3, atol=1e-3)
+    with pytest.raises(LawmError, match="labels"):
+        objective.calibrate(replace(batch, actions_BTA=None))
+
+
+def test_a_deterministic_model_has_nothing_to_control() -> None:
+    config = tiny_kind("deterministic")
+    with pytest.raises(LawmError, match="no latent actions"):
+        ControllerObjective(config, new_objective(config), 2)
+
+
+def test_decoder_is_causal_and_learns_from_frames_only() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(tiny().decoder, 6, 16, 30)  # 8-pixel patches, 32 pixels, resized to 30
+    states = torch.randn(1, 3, 16, 6)
+    frames = decoder(states)
+    assert frames.shape == (1, 3, 3, 30, 30)
+    other = states.clone()
+    other[:, 2] += torch.randn(16, 6)
+    assert torch.equal(decoder(other)[:, :2], frames[:, :2]) and not torch.equal(decoder(other)[:, 2], frames[:, 2])
+    config = tiny()
+    objective = DecoderObjective(config, new_objective(config))
+    batch = made_batch(range(2), config)
+    assert batch.frames_BFCHW is not None
+    wanted = (objective.decoder(objective.model.states(batch)) - batch.frames_BFCHW / 255.0).abs().mean()
+    assert objective(batch).total.item() == pytest.approx(wanted.item(), rel=1e-5)
+    from dataclasses import replace
+
+    with pytest.raises(LawmError, match="learns from frames"):
+        objective(replace(batch, frames_BFCHW=None, states_BTND=objective.model.states(batch)))
+
+
+def test_activation_checkpointing_changes_memory_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    states, z = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 5)
+    results, saved = [], []
+    for on in (False, True):
+        torch.manual_seed(1)
+        config = WorldModelConfig(width=24, depth=3, heads=2, activation_checkpointing=on)
+        world = WorldModel(config, 6, 5).train()
+        for parameter in world.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        held = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, held=held: (held.append(t.numel()), t)[1], lambda t: t):
+            loss = world(states, z).square().mean()
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in world.parameters())])
+        saved.append(sum(held))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert saved[1] < saved[0] / 2
+
+
+def test_recipes_of_every_size_build() -> None:
+    """ViT-S, B, L, H: a plain ViT's parameters and half as many again for the modulation of every block."""
+    from lawm.recipes import recipe
+    from lawm.training import parameter_counts
+
+    plain = {"paper_vit_s": 21.3, "paper_vit_b": 85.1, "paper_noisy": 302.3, "paper_vit_h": 629.7}
+    for name, millions in plain.items():
+        found = parameter_counts(recipe(name))["world model"] / 1e6
+        assert 1.4 * millions < found < 1.7 * millions, (name, found)

@@ -1,0 +1,250 @@
+"""The report: valid HTML that holds every number, needs nothing from outside, and escapes what it is given."""
+
+import base64
+import io
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from lawm.evaluation import Result
+from lawm.recipes import demo
+from lawm.report import (
+    Curves,
+    Details,
+    Headline,
+    Headlines,
+    Pictures,
+    Plot,
+    Section,
+    Series,
+    Table,
+    Text,
+    format_number,
+    machine,
+    pareto_plot,
+    pareto_set,
+    print_headlines,
+    print_table,
+    results_table,
+    write_report,
+)
+from lawm.report.page import curves_plot, render_report
+
+NASTY = "<script>alert('x')</script> & \"quotes\" $\\frac{"
+RESULTS = [
+    Result("one-step error", 0.7262, 0.7094, 0.7411, 512, "L1", "held-out PushT", 700),
+    Result("one-step error", 1.1301, 1.0902, 1.1703, 512, "L1", "held-out PushT", 700, control="shuffled latents"),
+    Result("planning error", 67.24, 50.02, 84.31, 40, "arena units", "held-out PushT", 700),
+]
+
+
+class Checker(HTMLParser):
+    """Follows the nesting of tags and gathers texts and attributes."""
+
+    VOID = frozenset({"meta", "img", "source", "br", "link"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), f"<{tag}> repeats an attribute"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack and self.stack.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.stack:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def images(self) -> list[np.ndarray]:
+        sources = [a.get("src") or a.get("srcset") or "" for tag, a in self.tags if tag in ("img", "source")]
+        assert all(source.startswith("data:image/png;base64,") for source in sources)
+        return [np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2])))) for s in sources]
+
+
+def checked(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert page.startswith("<!DOCTYPE html>") and checker.stack == []
+    assert not [tag for tag, _ in checker.tags if tag in ("script", "link", "iframe", "object", "base")]
+    for tag, attributes in checker.tags:
+        assert not any(name.startswith("on") for name in attributes), tag
+        assert not {"href", "action", "formaction", "data"} & set(attributes), tag
+        if tag == "img":
+            assert attributes.get("alt")
+    assert not re.search(r"https?://|url\(|@import|//[a-z]", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
+    return checker
+
+
+def curves(**changed: object) -> Curves:
+    steps = [0.0, 10.0, 20.0, 30.0]
+    lines = [Series("noisy", steps, [1, 0.5, float("nan"), 0.2]), Series("twin", steps, [2, 1, 0.8, 0.7], dashed=True)]
+    settings: dict[str, Any] = {"title": "Loss", "series": lines, "x_label": "step", "y_label": "L1"} | changed
+    return Curves(**settings)
+
+
+def test_a_whole_report(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(0, 256, (2, 3, 20, 20, 3), dtype=np.uint8)
+    sections: list[Section] = [
+        Headlines(
+            "Headlines",
+            [
+                Headline("error over deterministic", 0.781, 0.744, 0.812, n=512, at_most=0.85),
+                Headline("shuffled over error", 1.214, 1.103, 1.302, n=512, at_least=1.3, note="one seed"),
+                Headline("planning error", 67.24, unit="arena units"),
+            ],
+        ),
+        Text("About", "First paragraph.\n\nSecond paragraph."),
+        results_table("Evaluation", RESULTS, "Controls are marked."),
+        curves(),
+        Plot("Search", pareto_plot([1, 2], [2, 1], x_label="leakage", y_label="error")),
+        Pictures("Frames", [list(true), [*predicted[:2], None]], ["true", "predicted"], ["0 s", "0.25 s", "0.5 s"]),
+        Details("Config", demo().model_dump()),
+        Details("Machine", machine(), open=True),
+    ]
+    uri = str(tmp_path / "report.html")
+    assert write_report(uri, "lawm demo", sections, "PushT") == uri
+    page = Path(uri).read_text(encoding="utf-8")
+    checker = checked(page)
+    for expected in (
+        "0.726 [0.709, 0.741]", "1.13 [1.09, 1.17]", "67.2 [50.0, 84.3]", "512", "700", "arena units", "held-out PushT",
+        "0.781", "[0.744, 0.812], n = 512", "reached: at most 0.85", "missed: at least 1.3", "one seed",
+        "First paragraph.", "Second paragraph.", "Controls are marked.", "model.bottleneck.beta 3e-05", "python",
+    ):  # fmt: skip
+        assert expected in checker.text, expected
+    assert [a for tag, a in checker.tags if tag == "tr" and a.get("class") == "control"] == [{"class": "control"}]
+    images = checker.images()
+    assert len(images) == 2 + 1 + 5  # curves in light and dark, the plot, five pictures
+    for wanted, shown in zip([*true, *predicted[:2]], images[3:], strict=True):
+        np.testing.assert_array_equal(shown, wanted)
+
+
+def test_text_is_escaped_everywhere() -> None:
+    image = np.zeros((4, 4, 3), np.uint8)
+    result = Result(NASTY, 1.0, 0.5, 1.5, 3, NASTY, NASTY, 1, control=NASTY)
+    sections: list[Section] = [
+        Headlines(NASTY, [Headline(NASTY, 1.0, unit=NASTY, note=NASTY, at_most=2)]),
+        Text(NASTY, NASTY, warning=True),
+        results_table(NASTY, [result], NASTY),
+        curves(title=NASTY, x_label=NASTY, caption=NASTY, series=[Series(NASTY, [0, 1], [1, 2])]),
+        Plot(NASTY, pareto_plot([1], [1], x_label=NASTY, y_label=NASTY, labels=[NASTY]), caption=NASTY),
+        Pictures(NASTY, [[image]], [NASTY], [NASTY], caption=NASTY),
+        Details(NASTY, {NASTY: {NASTY: NASTY}}),
+        Details(NASTY, NASTY),
+    ]
+    page = render_report(NASTY, sections, NASTY)
+    assert checked(page).text.count("<script>alert('x')</script>") >= 20  # as text, never as a tag
+
+
+def test_terminal_shows_the_same_numbers() -> None:
+    sink = io.StringIO()
+    console = Console(file=sink, width=120)
+    print_table(results_table("Evaluation [bold]", RESULTS), console)
+    print_headlines(Headlines("Gates", [Headline("error [red]", 0.9, 0.8, 1.0, at_most=0.85)]), console)
+    said = sink.getvalue()
+    for expected in ("0.726 [0.709, 0.741]", "· one-step error (shuffled latents)", "Evaluation [bold]", "error [red]"):
+        assert expected in said, expected
+    assert "at most 0.85" in said and "missed" in said
+
+
+def test_seeds_get_a_column_only_where_they_differ() -> None:
+    assert "Seed" not in results_table("t", RESULTS).columns
+    table = results_table("t", [*RESULTS, Result("e", 1, 1, 1, 2, "", "d", 3, seed=4)])
+    assert table.columns[-1] == "Seed" and [row[-1] for row in table.rows] == [0, 0, 0, 4]
+    assert table.controls == {1}
+    with pytest.raises(ValueError, match="row 0 has 1 cells, 2 expected"):
+        Table("t", ["a", "b"], [["x"]])
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.72621, "0.726"), (67.24, "67.2"), (155.4, "155"), (1234567, "1,234,567"), (12345.6, "12,346"),
+        (3e-5, "3.00e-05"), (2.5e9, "2.50e+09"), (0.0, "0"), (-1.5, "-1.50"), (np.float32(0.5), "0.500"),
+        (np.int64(7), "7"), (True, "yes"), (None, "-"), (float("nan"), "-"), (float("inf"), "-"),
+    ],
+)  # fmt: skip
+def test_numbers_as_text(value: object, shown: str) -> None:
+    assert format_number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("item", "passed"),
+    [
+        (Headline("a", 0.5), None),
+        (Headline("a", 0.5, at_most=0.5), True),
+        (Headline("a", 0.51, at_most=0.5), False),
+        (Headline("a", 1.3, at_least=1.3), True),
+        (Headline("a", 1.2, at_least=1.3), False),
+        (Headline("a", 1.2, at_least=1.0, at_most=1.1), False),
+        (Headline("a", float("nan"), at_most=0.5), False),
+        (Headline("a", float("-inf"), at_most=0.5), False),
+    ],
+)
+def test_gates(item: Headline, passed: bool | None) -> None:
+    assert item.passed is passed
+
+
+# ---------------------------------------------------------------- plots
+def size(png: bytes) -> tuple[int, int]:
+    return Image.open(io.BytesIO(png)).size
+
+
+def test_curves_differ_by_theme_and_data_and_leave_no_state() -> None:
+    light, dark = curves_plot(curves()), curves_plot(curves(), dark=True)
+    assert size(light) == size(dark) and light != dark
+    means = [np.asarray(Image.open(io.BytesIO(png)).convert("L")).mean() for png in (light, dark)]
+    assert means[0] > 200 and means[1] < 60
+    assert curves_plot(curves(log_y=True)) != light
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
+
+
+@pytest.mark.parametrize("y", [[], [float("nan"), float("nan")], [0.0, -1.0]])
+def test_curves_with_nothing_to_show(y: list[float]) -> None:
+    assert size(curves_plot(curves(series=[Series("_empty $", list(range(len(y))), y)], log_y=True)))[0] > 100
+    assert size(curves_plot(curves(series=[])))[0] > 100
+
+
+def test_pareto_set() -> None:
+    x, y = [3, 1, 2, 2, 4, float("nan"), 1], [1, 3, 2, 5, 4, 0, 3]
+    assert pareto_set(x, y) == [1, 6, 2, 0]
+    assert pareto_set(x, y, minimize=(True, False)) == [1, 6, 3]
+    assert pareto_set([], []) == []
+    # Against the definition, point by point.
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 12, (2, 60))
+    beaten = [any(a[j] <= a[i] and b[j] <= b[i] and (a[j] < a[i] or b[j] < b[i]) for j in range(60)) for i in range(60)]
+    assert sorted(pareto_set(a, b)) == [i for i in range(60) if not beaten[i]]
+
+
+def test_pareto_plot_with_failed_trials() -> None:
+    kind: dict[str, Any] = {"x_label": "leakage", "y_label": "error"}
+    whole = pareto_plot([1, 2, 3], [3, 1, 2], labels=["a", "b", "c"], **kind)
+    failed = pareto_plot([1, 2, float("nan")], [3, 1, 2], labels=["a", "b", "c"], **kind)
+    assert whole != failed and size(whole) == size(failed) == size(pareto_plot([], [], **kind))
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3), np.float32), np.zeros((3, 4, 5), np.uint8)])
+def test_pictures_of_another_form_are_a_bug(image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="expected uint8"):
+        render_report("t", [Pictures("p", [[image]])])
