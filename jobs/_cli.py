@@ -29,12 +29,27 @@ class Parser(argparse.ArgumentParser):
         raise LawmError(f"{message}. `{self.prog} --help` lists the arguments")
 
 
+class Examples(argparse.HelpFormatter):
+    """Wraps the paragraphs of a description and leaves its examples, `lawm ...` to copy, a line each."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = []
+        for part in text.strip().split("\n\n"):
+            lines = [line.strip() for line in part.splitlines()]
+            if all(line.startswith("lawm ") for line in lines):
+                parts.append("\n".join(f"    {line}" for line in lines))
+            else:
+                parts.append(super()._fill_text(part, width, indent))
+        return "\n\n".join(parts)
+
+
 def base_parser(name: str, description: str, default_recipe: str | None = DEFAULT_RECIPE) -> argparse.ArgumentParser:
     """A parser for `lawm NAME` with what every job takes: --recipe, --set, --dry-run."""
     parser = Parser(
         prog=f"lawm {name}",
         description=description,
         allow_abbrev=False,
+        formatter_class=Examples,
         epilog="Exit code: 0 done, 2 something to put right (said in one line), 130 interrupted. "
         "LAWM_VERBOSE=1 shows Ray's log.",
     )

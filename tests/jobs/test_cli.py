@@ -41,6 +41,16 @@ def test_every_job_has_help_recipe_set_and_dry_run(name: str, capsys) -> None:
         assert option in said
 
 
+@pytest.mark.parametrize("name", JOBS)
+def test_help_keeps_each_example_on_a_line_of_its_own(name: str, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    doc = importlib.import_module(job_module(name)).__doc__ or ""
+    examples = [line.strip() for line in doc.splitlines() if line.strip().startswith("lawm ")]
+    lawm.main([name, "--help"])
+    said = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert set(examples) <= set(said)
+
+
 def test_help_does_not_import_ray() -> None:
     """A second for `lawm` and for a mistyped command, not five."""
     script = (
