@@ -4,12 +4,14 @@ Legend: B batch, T transitions, N tokens, D state width, A real-action width, Z 
 Source: Garrido et al. 2026, section 7 and appendix A; Yang 2026, section 3.5 for the MLPs.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from lawm.config import AttentionController, ControllerConfig, MlpController
 from lawm.model.latent_action import make_mlp
-from lawm.model.layers import Attention, Block, grid_positions, rope_tables
+from lawm.model.layers import Attention, Block, grid_positions, linear_weights, rope_tables
 
 
 class CrossAttentionController(nn.Module):
@@ -30,6 +32,9 @@ class CrossAttentionController(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, latent)
+
+    def hidden_matrices(self) -> Iterator[Tensor]:
+        yield from (*linear_weights(self.embed_action)[1:-1], *linear_weights(self.mlp))
 
     def memory(self, states_BTND: Tensor) -> Tensor:
         """What the cross-attention looks at, [B, T, N, C]; depends on the state alone."""
@@ -57,6 +62,9 @@ class MlpActionController(nn.Module):
         super().__init__()
         self.mlp = make_mlp(action_dim, config.hidden, latent, config.layers)
 
+    def hidden_matrices(self) -> Iterator[Tensor]:
+        yield from linear_weights(self.mlp)[1:-1]
+
     def forward(self, actions_BTA: Tensor, states_BTND: Tensor) -> Tensor:
         """actions [B, T, A] (standardised) -> z [B, T, Z]; states are not read."""
         return self.mlp(actions_BTA)
@@ -82,6 +90,9 @@ class Controller(nn.Module):
         self.register_buffer("action_mean", torch.zeros(action_dim))
         self.register_buffer("action_std", torch.ones(action_dim))
         self.action_dim, self.latent = action_dim, latent
+
+    def hidden_matrices(self) -> Iterator[Tensor]:
+        yield from linear_weights(self.inverse_map)[1:-1]
 
     def forward(self, actions_BTA: Tensor, states_BTND: Tensor) -> Tensor:
         return self.forward_map((actions_BTA - self.action_mean) / self.action_std, states_BTND)

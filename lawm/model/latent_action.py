@@ -5,7 +5,7 @@ Equations: Garrido et al. 2026, section 3, as read in the spec of each config cl
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -29,7 +29,7 @@ from lawm.config import (
     TrueActions,
     Unconstrained,
 )
-from lawm.model.layers import Block, grid_positions, rope_tables
+from lawm.model.layers import Block, grid_positions, linear_weights, rope_tables
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,9 @@ class MlpInverseDynamics(nn.Module):
     def __init__(self, config: MlpIDM, state_width: int, code_width: int) -> None:
         super().__init__()
         self.mlp = make_mlp(2 * state_width, config.hidden, code_width, config.layers)
+
+    def hidden_matrices(self) -> Iterator[Tensor]:
+        yield from linear_weights(self.mlp)[1:-1]
 
     def forward(self, states_BTND: Tensor) -> Tensor:
         """states [B, T, N, D] -> codes [B, T-1, K]."""

@@ -1,9 +1,14 @@
 """The one transformer block: 3-D RoPE, frame-causal attention, frame-wise AdaLN-zero, KV cache.
 
+A module whose weights hold hidden matrices names them in `hidden_matrices`, its children's of lawm's apart: weights
+that map the inside of a network to itself. What reads inputs (states, latents, actions) or writes outputs is none,
+and neither are embeddings, queries and codebooks (Jordan et al. 2024, Muon).
+
 Legend: B batch, T states in time, N tokens of a state, C width, H heads, L = T * N tokens in all.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +116,9 @@ class Attention(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
 
+    def hidden_matrices(self) -> Iterator[Tensor]:
+        yield from (self.q.weight, self.kv.weight, self.proj.weight)
+
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
@@ -147,6 +155,11 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.modulation = zero_linear(width, 6 * width) if conditioned else None
 
+    def hidden_matrices(self) -> Iterator[Tensor]:
+        yield from linear_weights(self.mlp)
+        if self.modulation is not None:
+            yield self.modulation.weight
+
     def forward(
         self,
         x_BLC: Tensor,
@@ -165,6 +178,11 @@ class Block(nn.Module):
         x_BLC = x_BLC + per_state(inner, gate1)
         inner = self.mlp(modulate(self.norm2(x_BLC), shift2, scale2))
         return x_BLC + per_state(inner, gate2)
+
+
+def linear_weights(mlp: nn.Sequential) -> list[Tensor]:
+    """The weights of its linear layers, in order."""
+    return [layer.weight for layer in mlp if isinstance(layer, nn.Linear)]
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:

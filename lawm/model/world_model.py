@@ -3,7 +3,7 @@
 Legend: B batch, T states, N tokens, D state width, Z latent-action width, C model width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class WorldModel(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6, elementwise_affine=False)
         self.final_modulation = zero_linear(config.width, 2 * config.width)
         self.head = (zero_linear if config.residual else nn.Linear)(config.width, state_width)
+
+    def hidden_matrices(self) -> Iterator[Tensor]:
+        yield self.final_modulation.weight  # `embed_latent` is the embedding of the latent
 
     def condition(self, z_BTZ: Tensor | None, like_BTND: Tensor) -> Tensor:
         """The conditioning vector of each state, [B, T, C]; zeros where there is no latent."""

@@ -81,8 +81,8 @@ class Objective(nn.Module):
         """Upkeep after an optimiser step; returns figures to log."""
         return {}
 
-    def learning_rates(self) -> dict[str, float]:
-        """Prefixes of parameter names that AdamW has at a learning rate of their own."""
+    def learning_rates(self) -> dict[nn.Module, float]:
+        """Modules within it that learn at rates of their own."""
         return {}
 
     def trouble(self, metrics: dict[str, float]) -> str:
@@ -164,8 +164,8 @@ class LatentActionObjective(Objective):
     def rebuilt(self) -> tuple[str, ...]:
         return ("fine_tuning.original.",) if self.fine_tuned else ("encoder.",)
 
-    def learning_rates(self) -> dict[str, float]:
-        return {"fine_tuning.online.": self.fine_tuning.config.lr} if self.fine_tuning is not None else {}
+    def learning_rates(self) -> dict[nn.Module, float]:
+        return {self.fine_tuning.online: self.fine_tuning.config.lr} if self.fine_tuning is not None else {}
 
     def trouble(self, metrics: dict[str, float]) -> str:
         return collapsing(metrics, self.fine_tuning.config) if self.fine_tuning is not None else ""

@@ -1,16 +1,21 @@
-"""Muon for 2-D hidden weights, AdamW for the rest; linear warm-up, then cosine to 0 (spec section 4)."""
+"""Muon for 2-D hidden weights, AdamW for the rest; linear warm-up, then cosine to 0 (spec section 4).
+
+Which weights are hidden matrices is said by the modules that hold them (`hidden_matrices`, see lawm/model/layers.py).
+"""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lawm.config import OptimizerConfig
+from lawm.config import LawmError, OptimizerConfig
 
-# Embeddings, heads and codebooks are 2-D but not hidden: AdamW has them, as in Jordan et al. 2024.
-NOT_HIDDEN = ("embed", "head", "codebook", "embed_state", "query", "multiplier")
+MOMENTS = {torch.optim.Muon: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
+"""What each keeps of a parameter."""
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -22,36 +27,71 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Every trainable parameter of a module, in exactly one of three places."""
+
+    hidden: list[Tensor]
+    """Muon's: what the modules call their hidden matrices."""
+    rest: list[Tensor]
+    apart: dict[float, list[Tensor]]
+    """AdamW's at learning rates of their own."""
+
+
+def parameter_groups(module: nn.Module, rates: Mapping[nn.Module, float] | None = None) -> Groups:
+    """The groups of `module`'s trainable parameters. `rates`: modules within it that learn at rates of their own, by
+    AdamW whatever their weights are (networks that were trained before).
+
+    Raises ValueError where a module calls something a hidden matrix that is none, or where a parameter would be in
+    two groups.
+    """
+    names: dict[Tensor, str] = {p: n for n, p in module.named_parameters() if p.requires_grad}
+    apart: dict[float, list[Tensor]] = {}
+    for own, rate in (rates or {}).items():
+        apart.setdefault(rate, []).extend(p for p in own.parameters() if p in names)
+    taken = {p for group in apart.values() for p in group}
+    own_matrices: list[Any] = [getattr(part, "hidden_matrices", list) for part in module.modules()]
+    said: list[Tensor] = [p for matrices in own_matrices for p in matrices()]
+    hidden = [p for p in said if p in names and p not in taken]
+    odd = [names[p] for p in hidden if p.ndim != 2]
+    if odd:
+        raise ValueError(f"hidden matrices have two dimensions, and {', '.join(odd)} have another number")
+    matrices = set(hidden)
+    rest = [p for p in names if p not in matrices and p not in taken]
+    counts = Counter([*hidden, *rest, *(p for group in apart.values() for p in group)])
+    if set(counts) != set(names) or max(counts.values(), default=1) > 1:
+        wrong = [n for p, n in names.items() if counts[p] != 1]
+        raise ValueError(f"each trainable parameter belongs to one group: {', '.join(wrong)} to none or to several")
+    return Groups(hidden, rest, apart)
+
+
 class Optimizer:
     """Both optimisers as one: step, zero_grad, and a state keyed by parameter name.
 
-    `rates`: learning rates of parameters whose names start so; AdamW has them.
-    Named state makes a checkpoint independent of parameter order and of the number of ranks.
+    `rates`: as for `parameter_groups`. Named state makes a checkpoint independent of parameter order and of the
+    number of ranks.
     """
 
     def __init__(
-        self, module: nn.Module, config: OptimizerConfig, steps: int, rates: Mapping[str, float] | None = None
+        self, module: nn.Module, config: OptimizerConfig, steps: int, rates: Mapping[nn.Module, float] | None = None
     ) -> None:
         self.config, self.steps = config, steps
-        self.names = {p: n for n, p in module.named_parameters() if p.requires_grad}
+        self.names: dict[Tensor, str] = {p: n for n, p in module.named_parameters() if p.requires_grad}
         self.parts: list[tuple[torch.optim.Optimizer, float]] = []
-        apart = {
-            p: rate for p, n in self.names.items() for prefix, rate in (rates or {}).items() if n.startswith(prefix)
-        }
-        hidden = [p for p, n in self.names.items() if p.ndim == 2 and not set(n.split(".")) & set(NOT_HIDDEN)]
-        hidden = [p for p in hidden if p not in apart]
-        hidden = hidden if config.muon_lr > 0 else []
-        chosen = set(hidden)
-        rest = [p for p in self.names if p not in chosen and p not in apart]
-        if hidden:
-            muon = torch.optim.Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay)
+        groups = parameter_groups(module, rates)
+        rest = groups.rest
+        if config.muon_lr == 0:
+            own = {*groups.hidden, *groups.rest}
+            rest = [p for p in self.names if p in own]
+        elif groups.hidden:
+            muon = torch.optim.Muon(groups.hidden, lr=config.muon_lr, weight_decay=config.weight_decay)
             self.parts.append((muon, config.muon_lr))
         if rest:
             self.parts.append((self._adamw(rest, config.adamw_lr), config.adamw_lr))
-        for rate in sorted(set(apart.values())):
-            self.parts.append((self._adamw([p for p, r in apart.items() if r == rate], rate), rate))
+        for rate, learning in sorted(groups.apart.items()):
+            self.parts.append((self._adamw(learning, rate), rate))
 
-    def _adamw(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.AdamW:
+    def _adamw(self, parameters: list[Tensor], rate: float) -> torch.optim.AdamW:
         """AdamW whose weight decay leaves biases and gains alone."""
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.config.weight_decay},
@@ -94,9 +134,18 @@ class Optimizer:
         return found
 
     def load_named_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `named_tensors`; raises KeyError naming a parameter that does not exist."""
+        """The inverse of `named_tensors`; raises KeyError naming a parameter that does not exist, LawmError where
+        another optimiser had it."""
         by_name = {n: p for p, n in self.names.items()}
         owner = {p: o for o, _ in self.parts for group in o.param_groups for p in group["params"]}
+        for full in tensors:
+            name, key = full.rsplit("/", 1)
+            if key not in MOMENTS[type(owner[by_name[name]])]:
+                raise LawmError(
+                    f"the checkpoint holds the {key} of {name}, which {type(owner[by_name[name]]).__name__} has now: "
+                    "the run was begun by another version of lawm. Go on with that one, or train anew into another "
+                    "--out (the checkpoint can still be evaluated)"
+                )
         for full, tensor in tensors.items():
             name, key = full.rsplit("/", 1)
             parameter = by_name[name]

@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
-from small_runs import made_batch, new_objective, tiny_kind
+from small_runs import BOTTLENECKS, fine_tuned_config, made_batch, new_objective, tiny_kind
 
-from lawm.config import OptimizerConfig
-from lawm.training.optimizer import Optimizer, schedule
+from lawm.config import Config, LawmError, OptimizerConfig, override
+from lawm.training.objective import ControllerObjective, DecoderObjective, Objective
+from lawm.training.optimizer import Optimizer, parameter_groups, schedule
 
 
 def test_warm_up_is_linear_and_the_rest_is_a_cosine_to_zero() -> None:
@@ -63,6 +64,94 @@ def test_muon_has_the_hidden_matrices_and_adamw_the_rest() -> None:
     }
     assert decay["world_model.blocks.0.attention.q.bias"] == 0 and decay["world_model.embed.weight"] == 0.04
     assert not muon_names(Optimizer(objective, OptimizerConfig(muon_lr=0.0), 10))
+
+
+ATTENTION = ("attention.q.weight", "attention.kv.weight", "attention.proj.weight")
+BLOCK = (*ATTENTION, "mlp.0.weight", "mlp.2.weight")
+
+
+def hidden_names(objective: Objective) -> set[str]:
+    names = {p: n for n, p in objective.named_parameters()}
+    return {names[p] for p in parameter_groups(objective, objective.learning_rates()).hidden}
+
+
+@pytest.mark.parametrize("kind", BOTTLENECKS)
+def test_hidden_matrices_of_a_latent_action_model(kind: str) -> None:
+    """Jordan et al. 2024: what maps a network's inside to itself. Not what reads states or latents, not what writes
+    states or latents, no codebook, query, gain or bias."""
+    expected = {f"world_model.blocks.{i}.{name}" for i in range(2) for name in (*BLOCK, "modulation.weight")}
+    expected.add("world_model.final_modulation.weight")
+    if kind not in ("deterministic", "true_actions"):
+        expected |= {f"latent_action.idm.blocks.0.{name}" for name in BLOCK}
+    assert hidden_names(new_objective(tiny_kind(kind))) == expected
+
+
+def test_hidden_matrices_of_networks_made_of_mlps() -> None:
+    config = override(tiny_kind("noisy"), "model.idm.kind", "mlp")
+    model = new_objective(config)
+    assert {n for n in hidden_names(model) if "idm" in n} == {"latent_action.idm.mlp.2.weight"}
+    attention = {"controller.inverse_map.2.weight", "controller.forward_map.embed_action.2.weight"}
+    attention |= {f"controller.forward_map.blocks.0.{name}" for name in BLOCK}
+    attention |= {f"controller.forward_map.cross.{name.removeprefix('attention.')}" for name in ATTENTION}
+    attention |= {"controller.forward_map.mlp.0.weight", "controller.forward_map.mlp.2.weight"}
+    assert hidden_names(ControllerObjective(config, model, 2)) == attention
+    plain = override(config, "controller.model.kind", "mlp")
+    middle = {"controller.forward_map.mlp.2.weight", "controller.inverse_map.2.weight"}
+    assert hidden_names(ControllerObjective(plain, model, 2)) == middle
+    assert hidden_names(DecoderObjective(config, model)) == {f"decoder.blocks.0.{name}" for name in BLOCK}
+
+
+def test_every_parameter_is_in_one_group() -> None:
+    def groups_of(config: Config) -> None:
+        objective = new_objective(config)
+        groups = parameter_groups(objective, objective.learning_rates())
+        everything = [*groups.hidden, *groups.rest, *(p for own in groups.apart.values() for p in own)]
+        trainable = [p for p in objective.parameters() if p.requires_grad]
+        assert len(everything) == len(trainable) and set(everything) == set(trainable)
+
+    for kind in BOTTLENECKS:
+        groups_of(tiny_kind(kind))
+    groups_of(fine_tuned_config())
+
+    class Wrong(torch.nn.Module):
+        def __init__(self, matrices: list[torch.nn.Parameter]) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+            self.matrices = matrices
+
+        def hidden_matrices(self):
+            return iter([getattr(self, name).weight for name in self.matrices])
+
+    assert parameter_groups(Wrong(["a"])).hidden  # right, that is
+    with pytest.raises(ValueError, match=r"a\.weight to none or to several"):
+        parameter_groups(Wrong(["a", "a"]))
+    twice = Wrong([])
+    with pytest.raises(ValueError, match=r"b\.weight, b\.bias to none or to several"):
+        parameter_groups(twice, {twice.b: 0.1, twice: 0.2, twice.a: 0.3})
+    flat = Wrong([])
+    flat.hidden_matrices = lambda: iter([flat.a.bias])  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"two dimensions, and a\.bias"):
+        parameter_groups(flat)
+
+
+def test_a_learning_encoder_is_adamw_s_at_its_own_rate() -> None:
+    """The encoder's hidden matrices too: it was trained before, by another optimiser."""
+    objective = new_objective(fine_tuned_config(fine_tune__lr=3e-5))
+    groups = parameter_groups(objective, objective.learning_rates())
+    online = {p for n, p in objective.named_parameters() if ".online." in n and p.requires_grad}
+    assert list(groups.apart) == [3e-5] and set(groups.apart[3e-5]) == online and online
+    assert any(p.ndim == 2 for p in online)
+
+
+def test_moments_of_another_optimiser_are_refused() -> None:
+    """As in checkpoints of before the embedding of the latent was AdamW's."""
+    config = tiny_kind("noisy")
+    objective = new_objective(config)
+    optimizer = Optimizer(objective, config.optimizer, 10)
+    with pytest.raises(
+        LawmError, match=r"momentum_buffer of world_model\.embed_latent\.0\.weight, which AdamW has now"
+    ):
+        optimizer.load_named_tensors({"world_model.embed_latent.0.weight/momentum_buffer": torch.zeros(32, 8)})
 
 
 def test_both_learning_rates_follow_the_schedule() -> None:
