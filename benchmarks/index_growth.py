@@ -69,7 +69,7 @@ OPEN = """
 import json, resource, sys, time
 began = time.perf_counter()
 import numpy as np
-from lawm.clips import ClipReader
+from lawm.data import ClipReader
 from lawm.recipes import recipe
 imported = time.perf_counter()
 config = recipe("paper_noisy")

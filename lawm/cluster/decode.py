@@ -63,6 +63,7 @@ def decode_rows(
             "ok": np.array([isinstance(f, Sample) for f in found]),
             "frames": np.stack([f.frames if isinstance(f, Sample) and f.frames is not None else empty for f in found]),
             "key": np.array([f.key for f in found], dtype=object),
+            "group": np.array([f.group if isinstance(f, Sample) else "" for f in found], dtype=object),
             "start_s": np.array([f.start_s for f in found]),
             "reason": np.array([f.reason if isinstance(f, BadClip) else "" for f in found], dtype=object),
             "source": np.array([f.source if isinstance(f, BadClip) else "" for f in found], dtype=object),

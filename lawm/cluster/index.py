@@ -366,7 +366,7 @@ class _Parts:
         """Gives the chunk the next place in the index; returns the URI of its part."""
         digest = hashlib.blake2b(self._salt.encode(), digest_size=16)
         for ref in refs:
-            digest.update(json.dumps([*ref.place, ref.key]).encode())
+            digest.update(json.dumps([*ref.place, ref.key, ref.group]).encode())
         self._order.append(storage.join(self.folder, f"{digest.hexdigest()}.parquet"))
         return self._order[-1]
 

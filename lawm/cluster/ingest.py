@@ -147,7 +147,7 @@ class _Rows(NumpyBatchCollateFn):
                 actions = batch["actions"][i] if "actions" in batch else None
                 if actions is not None and np.isnan(actions).any():
                     actions = None
-                rows.append(Sample(position, key, start_s, batch["frames"][i], None, actions))
+                rows.append(Sample(position, key, start_s, batch["frames"][i], None, actions, str(batch["group"][i])))
             else:
                 source, reason, message = (str(batch[k][i]) for k in ("source", "reason", "message"))
                 rows.append(BadClip(position, key, source, start_s, reason, message))

@@ -9,12 +9,12 @@ from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from lawm.config import Config, LawmError
 from lawm.data.index import Index, read_pieces
 from lawm.data.labels import Labels, read_labels
 from lawm.data.sampling import Cursor, MixturePlan, PlanArrays, SamplingPlan
+from lawm.data.splitting import Splitter
 from lawm.data.state_cache import StateCache, check_exact
 
 Split = Literal["train", "val", "all"]
@@ -26,7 +26,7 @@ LEAST_BAD = 20
 @dataclass(frozen=True)
 class Sample:
     """One clip: frames uint8 [F, 3, S, S], or raw states [T, N, D] as `StateCache.window` gives them; actions
-    [F-1, A] if labelled."""
+    [F-1, A] if labelled; `group`: what its video belongs to (`Index.groups`)."""
 
     position: int
     key: str
@@ -34,6 +34,7 @@ class Sample:
     frames: np.ndarray | None
     states: np.ndarray | None
     actions: np.ndarray | None
+    group: str
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Quarantine:
                 f"{self.limit:g} allows; the last: {found.message}"
             )
         return False
+
+
+def matches(key: str, pattern: str) -> bool:
+    """Whether a video's key is what `data.keys` asks for: a shell's pattern, or the key itself as it is written."""
+    return key == pattern or fnmatchcase(key, pattern)
 
 
 class EmptySplit(LawmError):
@@ -138,30 +144,31 @@ class ClipReader:
         data = self.config.data
         where, pattern = data.index or data.cache, data.keys
         videos = usable = matching = covered = 0
-        chosen: list[pa.Table] = []
+        splitter = Splitter(split, data.val_fraction)
         for piece in pieces:  # so that ten million rows are never held twice
             videos += len(piece)
             piece = piece.usable()
             usable += len(piece)
-            piece = piece if pattern is None else piece.where(lambda key: fnmatchcase(key, str(pattern)))
+            piece = piece if pattern is None else piece.where(lambda key: matches(key, str(pattern)))
             matching += len(piece)
-            piece = piece if labels is None else piece.where(lambda key: key in labels)
-            covered += len(piece)
-            chosen.append((piece if split == "all" else piece.split(split, data.val_fraction)).table)
+            covered += len(piece) if labels is None else sum(map(labels.__contains__, piece.keys()))
+            splitter.add(piece)
         if not usable:
             raise LawmError(f"{where}: none of its {videos} videos is usable")
         if not matching:
-            raise LawmError(f"data.keys = {pattern!r} matches no usable video of {where}")
+            hint = "; [ begins a set of characters: write [[] where a bracket is meant" if "[" in str(pattern) else ""
+            raise LawmError(f"data.keys = {pattern!r} matches no usable video of {where}{hint}")
         if not covered:
             raise LawmError(f"{data.labels} covers none of the videos of {where}")
-        found = Index(pa.concat_tables(chosen))
+        found = splitter.part()
+        found = found if labels is None else found.where(lambda key: key in labels)
         if not len(found):
             advice = "set data.val_fraction to 0, or add videos"
             if split == "val":
                 advice = "measure on all videos with --set evaluate.split=all, or train with more videos held out"
+            of = "usable videos" if labels is None else "labelled ones"
             raise EmptySplit(
-                f"the {split} split is empty: {covered} usable videos, "
-                f"data.val_fraction = {data.val_fraction:g}; {advice}"
+                f"the {split} split is empty: {covered} {of}, data.val_fraction = {data.val_fraction:g}; {advice}"
             )
         return found
 
@@ -169,17 +176,17 @@ class ClipReader:
         """The clip at that position; raises VideoError for a bad video."""
         rows = self.plan.rows(np.array([position], dtype=np.int64))
         video, start_s = int(rows.video[0]), float(rows.start_s[0])
-        clip, key = self.config.data.clip, self._keys[video].as_py()
+        clip, key, group = self.config.data.clip, self._keys[video].as_py(), self.index.group(video)
         labels = self.labels if self.labels is not None and key in self.labels else None
         if self.cache is not None:
             states = self.cache.window(key, round(start_s * clip.fps), clip.frames)
             actions = labels.actions_for(key, start_s, clip) if labels else None
-            return Sample(position, key, start_s, None, states, actions)
+            return Sample(position, key, start_s, None, states, actions, group)
         from lawm.video import decode_clip
 
         decoded = decode_clip(self.index.ref(video), start_s, clip, self.config.data.limits, int(rows.seed[0]))
         actions = labels.actions_for(key, start_s, clip, decoded.seconds_F) if labels else None
-        return Sample(position, key, decoded.start_s, decoded.frames_FCHW, None, actions)
+        return Sample(position, key, decoded.start_s, decoded.frames_FCHW, None, actions, group)
 
     def try_sample(self, position: int) -> Sample | BadClip:
         """The clip, or what is to be quarantined."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lawm import storage
@@ -42,14 +43,15 @@ INDEX_SCHEMA = pa.schema(
         ("end_s", pa.float64()),
         ("true_rate", pa.float64()),
         ("version", pa.int64()),
+        ("group", pa.string()),
     ]
 )
 """One row a video. Width and height as displayed (after rotation), pixels; `rate` in frames/s from the
 time stamps, `container_rate` as the container claims; `start_s` the container's time of the first frame;
 `duration_s` and `keyframes_s` in seconds from the first frame; `reason` null when the video can be used. The last
-four, null for most: see VideoRef."""
+five, null for most: see VideoRef. Videos of one `group` are on one side of the split; null: a group of its own."""
 
-_LATER = ("begin_s", "end_s", "true_rate", "version")
+_LATER = ("begin_s", "end_s", "true_rate", "version", "group")
 """Columns that an index need not have, and that are not read where all are null."""
 
 
@@ -71,16 +73,30 @@ class Index:
         for batch in self.table.select(["key"]).to_batches(max_chunksize=1 << 16):
             yield from batch.column(0).to_pylist()
 
+    def groups(self) -> Iterator[str]:
+        """What each video belongs to, in order: its `group`, else its key."""
+        for batch in self._with_groups().to_batches(max_chunksize=1 << 16):
+            yield from pc.coalesce(*batch.columns).to_pylist()
+
+    def group(self, i: int) -> str:
+        """What video `i` (row number) belongs to."""
+        return next(name.as_py() for c in self._with_groups().columns if (name := c[i]).is_valid)
+
+    def _with_groups(self) -> pa.Table:
+        """The columns whose first that is not null is a video's group."""
+        return self.table.select([name for name in ("group", "key") if name in self.table.column_names])
+
     def where(self, wanted: Callable[[str], bool]) -> "Index":
         """Only the videos whose key is `wanted`."""
-        return self._filtered(np.fromiter(map(wanted, self.keys()), dtype=bool, count=len(self)))
+        return self.filtered(np.fromiter(map(wanted, self.keys()), dtype=bool, count=len(self)))
 
-    def _filtered(self, keep: np.ndarray) -> "Index":
+    def filtered(self, keep: np.ndarray) -> "Index":
+        """Only the videos for which `keep`, bool [videos], is true."""
         return self if keep.all() else Index(self.table.filter(pa.array(keep)))
 
     def usable(self) -> "Index":
         """Only the videos without a `reason`."""
-        return self._filtered(np.asarray(self.table["reason"].is_null()))
+        return self.filtered(np.asarray(self.table["reason"].is_null()))
 
     def reasons(self) -> dict[str, int]:
         """How many videos were refused, by reason (without its details), most frequent first."""
@@ -88,15 +104,20 @@ class Index:
         return dict(Counter(said).most_common())
 
     def split(self, which: Literal["train", "val"], val_fraction: float) -> "Index":
-        """The training or the held-out videos: by a hash of the key, so never by order, place or company."""
+        """The training or the held-out videos: by a hash of the group, so never by order, place or company. Of few
+        videos that may be none: see `Splitter`."""
         if val_fraction == 0:
             return self if which == "train" else Index(self.table.slice(0, 0))
-        least = math.ceil(val_fraction * 2.0**64)
+        held_out = self.hashes() < np.uint64(math.ceil(val_fraction * 2.0**64))
+        return self.filtered(held_out if which == "val" else ~held_out)
 
-        def held_out(key: str) -> bool:
-            return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") < least
+    def hashes(self) -> np.ndarray:
+        """64 bits of each video's group, uint64: held out are the lowest."""
 
-        return self.where(held_out if which == "val" else lambda key: not held_out(key))
+        def short(group: str) -> int:
+            return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "little")
+
+        return np.fromiter(map(short, self.groups()), dtype=np.uint64, count=len(self))
 
     def ref(self, i: int) -> VideoRef:
         """Where video `i` (row number) lies."""

@@ -166,7 +166,7 @@ def prepare_shard(
     with storage.atomic_file(uri) as file:
         offsets = _write_tar(file, made)
     for (place, row, data), offset in zip(made, offsets, strict=True):
-        new[place] = probe(VideoRef(uri, offset, len(data), row["key"]), limits)
+        new[place] = probe(VideoRef(uri, offset, len(data), row["key"], group=row["group"]), limits)
     return new
 
 

@@ -26,6 +26,9 @@ class ClipBatch:
     """Positions of clips that were refused while this batch was gathered: consumed as well."""
     clips: tuple[ClipId, ...] = ()
     """All of these, for the log of clips; `collate` gives them."""
+    groups: tuple[str, ...] = ()
+    """What each good clip's video belongs to (episode, film, else its own key): clips of one group are not
+    independent. `collate` gives them."""
 
     def __len__(self) -> int:
         return len(self.positions_B)
@@ -53,7 +56,9 @@ def collate(samples: list[Sample], refused: Sequence[BadClip] = ()) -> ClipBatch
     positions = torch.tensor([s.position for s in samples], dtype=torch.int64)
     read: list[tuple[Sample | BadClip, bool]] = [*((s, False) for s in samples), *((b, True) for b in refused)]
     clips = tuple(ClipId(one.position, one.key, one.start_s, bad) for one, bad in read)
-    return ClipBatch(frames, states, actions, positions, tuple(b.position for b in refused), clips)
+    return ClipBatch(
+        frames, states, actions, positions, tuple(b.position for b in refused), clips, tuple(s.group for s in samples)
+    )
 
 
 def local_batches(

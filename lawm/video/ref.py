@@ -25,13 +25,15 @@ class VideoRef:
     """Frames per second of physical time, where it is known that the container's clock runs at another pace."""
     version: int | None = None
     """Of an S3 object, a hash of its ETag when it was probed; None: any will do."""
+    group: str | None = None
+    """What the video belongs to, where it does not stand alone: the episode of a camera, the film of a cut."""
 
     def __str__(self) -> str:
         return f"{self.source}:{self.key}" if self.offset or self.begin_s is not None else self.source
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """All but the key, as JSON can hold it."""
+        """Where the bytes are, without key and group, as JSON can hold it."""
         return (self.source, self.offset, self.size, self.begin_s, self.end_s, self.true_rate, self.version)
 
     @staticmethod

@@ -216,7 +216,7 @@ def test_a_killed_job_and_its_second_run(originals: Path, tmp_path: Path) -> Non
     rows = [probe(ref, LIMITS) for ref in list_videos([str(tmp_path / "videos")])]
     write_index(rows_to_table(rows), str(tmp_path / "index.parquet"))
     code = (
-        "import sys, lawm.prepare; lawm.prepare.SHARD_VIDEOS = 4\n"
+        "import sys, lawm.data.prepare; lawm.data.prepare.SHARD_VIDEOS = 4\n"
         "from jobs.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     asked = [

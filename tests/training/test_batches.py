@@ -139,7 +139,7 @@ def test_labels_that_do_not_cover_the_index_are_refused(small_set: SmallSet, tmp
 
 def test_a_batch_has_actions_only_if_all_its_clips_do() -> None:
     frames, actions = np.zeros((2, 3, 4, 4), np.uint8), np.ones((1, 2), np.float32)
-    one, two = Sample(3, "a", 0.0, frames, None, actions), Sample(9, "b", 0.0, frames, None, None)
+    one, two = Sample(3, "a", 0.0, frames, None, actions, "a"), Sample(9, "b", 0.0, frames, None, None, "b")
     assert collate([one, one]).actions_BTA is not None and collate([one, two]).actions_BTA is None
     bad = [BadClip(p, "c", "/c", 0.5, "damaged", "cannot be read") for p in (4, 5)]
     batch = collate([one, two], bad).to(torch.device("cpu"))
