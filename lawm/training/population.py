@@ -109,7 +109,7 @@ def train_population(
     after: Callable[[int, dict[str, float]], None],
     on_stop: Callable[[int, str], None],
 ) -> None:
-    """Trains K latent action models in step. `batches` and `reports` are as for `lawm.train.train`; `after` is
+    """Trains K latent action models in step. `batches` and `reports` are as for `lawm.training.train`; `after` is
     called when all members have reported a step, with the figures of the first that is left; `on_stop` where a
     member's own figures stop it, and the others go on.
 
