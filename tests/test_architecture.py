@@ -266,3 +266,10 @@ def test_paths_that_are_named_are_there() -> None:
         if not (ROOT / named).exists()
     ]
     assert not gone
+
+
+def test_imports_that_the_docs_show_work() -> None:
+    for text in [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")]:
+        for module, names in re.findall(r"from (lawm[.\w]*) import ([\w, ]+)", text.read_text(encoding="utf-8")):
+            for name in names.split(","):
+                assert hasattr(importlib.import_module(module), name.strip()), f"{text.name}: {module} has no {name}"
