@@ -72,6 +72,11 @@ def made_batches(config: Config, rank: int = 0, world: int = 1, spoil: tuple[int
     return batches
 
 
+def no_states(batch: int, steps: int) -> torch.Tensor:
+    """States [batch, steps, 1, 1] of zeros, for bottlenecks that look at codes alone."""
+    return torch.zeros(batch, steps, 1, 1)
+
+
 def new_objective(config: Config, seed: int = 0) -> LatentActionObjective:
     torch.manual_seed(seed)
     objective = LatentActionObjective(config)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from lawm.evaluation.capacity import per_clip_error
 from lawm.evaluation.results import Figure, PerClip, Result, interval
-from lawm.model import make_mlp
+from lawm.model import MLP
 from lawm.training import ClipBatch, ControllerObjective, LatentActionObjective
 
 FIGURES = [
@@ -135,7 +135,7 @@ def mlp_probe(fit: Probed, seed: int, steps: int = 300):
     z_mean, z_std, a_mean, a_std = z.mean(0), z.std(0) + 1e-8, a.mean(0), a.std(0) + 1e-8
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = make_mlp(z.shape[1], 128, a.shape[1], 2)
+        net = MLP(z.shape[1], 128, a.shape[1], 2)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
     x, y = torch.tensor((z - z_mean) / z_std).float(), torch.tensor((a - a_mean) / a_std).float()
     with torch.enable_grad():

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lawm.config import AttentionController, ControllerConfig, MlpController
-from lawm.model.latent_action import make_mlp
-from lawm.model.layers import Attention, Block, grid_positions, linear_weights, rope_tables
+from lawm.model.layers import MLP, Attention, Block, grid_positions, linear_weights, rope_tables
 
 
 class CrossAttentionController(nn.Module):
@@ -24,7 +23,7 @@ class CrossAttentionController(nn.Module):
         self.head_dim = width // config.heads
         self.embed_state = nn.Linear(state_width, width)
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
-        self.embed_action = make_mlp(action_dim, width, width, 3)
+        self.embed_action = MLP(action_dim, width, width, 3)
         self.norm_memory = nn.LayerNorm(width, eps=1e-6)
         self.norm_query = nn.LayerNorm(width, eps=1e-6)
         self.cross = Attention(width, config.heads)
@@ -34,7 +33,7 @@ class CrossAttentionController(nn.Module):
         self.head = nn.Linear(width, latent)
 
     def hidden_matrices(self) -> Iterator[Tensor]:
-        yield from (*linear_weights(self.embed_action)[1:-1], *linear_weights(self.mlp))
+        yield from linear_weights(self.mlp)
 
     def memory(self, states_BTND: Tensor) -> Tensor:
         """What the cross-attention looks at, [B, T, N, C]; depends on the state alone."""
@@ -60,10 +59,7 @@ class MlpActionController(nn.Module):
 
     def __init__(self, config: MlpController, action_dim: int, latent: int) -> None:
         super().__init__()
-        self.mlp = make_mlp(action_dim, config.hidden, latent, config.layers)
-
-    def hidden_matrices(self) -> Iterator[Tensor]:
-        yield from linear_weights(self.mlp)[1:-1]
+        self.mlp = MLP(action_dim, config.hidden, latent, config.layers)
 
     def forward(self, actions_BTA: Tensor, states_BTND: Tensor) -> Tensor:
         """actions [B, T, A] (standardised) -> z [B, T, Z]; states are not read."""
@@ -86,13 +82,10 @@ class Controller(nn.Module):
                 self.forward_map: nn.Module = CrossAttentionController(config.model, state_width, action_dim, latent)
             case MlpController():
                 self.forward_map = MlpActionController(config.model, action_dim, latent)
-        self.inverse_map = make_mlp(latent, 256, action_dim, 3)
+        self.inverse_map = MLP(latent, 256, action_dim, 3)
         self.register_buffer("action_mean", torch.zeros(action_dim))
         self.register_buffer("action_std", torch.ones(action_dim))
         self.action_dim, self.latent = action_dim, latent
-
-    def hidden_matrices(self) -> Iterator[Tensor]:
-        yield from linear_weights(self.inverse_map)[1:-1]
 
     def forward(self, actions_BTA: Tensor, states_BTND: Tensor) -> Tensor:
         return self.forward_map((actions_BTA - self.action_mean) / self.action_std, states_BTND)

@@ -9,6 +9,7 @@ Legend: B batch, T states in time, N tokens of a state, C width, H heads, L = T 
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -178,6 +179,22 @@ class Block(nn.Module):
         x_BLC = x_BLC + per_state(inner, gate1)
         inner = self.mlp(modulate(self.norm2(x_BLC), shift2, scale2))
         return x_BLC + per_state(inner, gate2)
+
+
+class MLP(nn.Sequential):
+    """`layers` linear layers with an activation between them: the first reads, the last writes."""
+
+    def __init__(
+        self, inputs: int, hidden: int, outputs: int, layers: int, activation: type[nn.Module] = nn.GELU
+    ) -> None:
+        widths = [inputs] + [hidden] * (layers - 1) + [outputs]
+        parts: list[nn.Module] = []
+        for i, (a, b) in enumerate(pairwise(widths)):
+            parts += [nn.Linear(a, b)] + ([activation()] if i < layers - 1 else [])
+        super().__init__(*parts)
+
+    def hidden_matrices(self) -> Iterator[Tensor]:
+        yield from linear_weights(self)[1:-1]
 
 
 def linear_weights(mlp: nn.Sequential) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lawm.config import WorldModelConfig
-from lawm.model.layers import Block, KVCache, grid_positions, modulate, rope_tables, zero_linear
+from lawm.model.layers import MLP, Block, KVCache, grid_positions, modulate, rope_tables, zero_linear
 
 Policy = Callable[[Tensor, int, int], Tensor]
 
@@ -29,9 +29,7 @@ class WorldModel(nn.Module):
         self.embed = nn.Linear(state_width, config.width)
         self.embed_latent = None
         if latent is not None:
-            self.embed_latent = nn.Sequential(
-                nn.Linear(latent, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
-            )
+            self.embed_latent = MLP(latent, config.width, config.width, 2, nn.SiLU)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_ratio, conditioned=True) for _ in range(config.depth)
         )
@@ -40,7 +38,7 @@ class WorldModel(nn.Module):
         self.head = (zero_linear if config.residual else nn.Linear)(config.width, state_width)
 
     def hidden_matrices(self) -> Iterator[Tensor]:
-        yield self.final_modulation.weight  # `embed_latent` is the embedding of the latent
+        yield self.final_modulation.weight
 
     def condition(self, z_BTZ: Tensor | None, like_BTND: Tensor) -> Tensor:
         """The conditioning vector of each state, [B, T, C]; zeros where there is no latent."""

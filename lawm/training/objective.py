@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from lawm.config import Config, FineTuneConfig, LawmError, PixelsEncoder
 from lawm.model import (
-    AdaptiveBottleneck,
     Controller,
     Decoder,
-    DiscreteBottleneck,
     Encoder,
     LatentActionModel,
     LatentActions,
@@ -193,12 +191,9 @@ class LatentActionObjective(Objective):
             z = z * keep
         predicted = self.world_model(states[:, :-1], z)
         error = (predicted.float() - targets[:, 1:]).abs()
-        prediction, penalty = error.mean(), latents.penalty
-        metrics = {"prediction": prediction.detach(), **latents.metrics}
-        bottleneck = self.latent_action.bottleneck
-        if isinstance(bottleneck, AdaptiveBottleneck):
-            dual, figures = bottleneck.dual(latents, error.detach().mean(dim=(1, 2, 3)))
-            penalty, metrics = penalty + dual, metrics | figures
+        prediction = error.mean()
+        penalty, figures = self.latent_action.loss(latents, error.detach().mean(dim=(1, 2, 3)))
+        metrics = {"prediction": prediction.detach(), **figures}
         with torch.no_grad():
             metrics["copy_last_state"] = (targets[:, 1:] - targets[:, :-1]).abs().mean()
         kept = latents.z_BTZ.detach().flatten(0, 1) if latents.z_BTZ is not None else None
@@ -213,10 +208,7 @@ class LatentActionObjective(Objective):
     def maintain(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:
         if self.fine_tuning is not None:
             self.fine_tuning.follow(self.encoder)
-        bottleneck = self.latent_action.bottleneck
-        if isinstance(bottleneck, DiscreteBottleneck):
-            return {"codes_reset": float(bottleneck.maintain(optimizer_state))}
-        return {}
+        return self.latent_action.after_step(optimizer_state)
 
 
 class ControllerObjective(Objective):

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from small_runs import adaptive_config, made_batch, made_batches, new_objective, tiny_kind
 
 from lawm.config import Adaptive
-from lawm.model import AdaptiveBottleneck, LatentActions, collapse_warning
+from lawm.model import LatentActions, collapse_warning
+from lawm.model.latent_action.adaptive import AdaptiveBottleneck
 from lawm.training import train
 
 

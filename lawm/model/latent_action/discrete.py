@@ -1,0 +1,87 @@
+"""Discrete latents: vector quantisation (Garrido et al. 2026, section 3; van den Oord et al. 2017).
+
+Legend: B batch, T states, N tokens of a state, D state width, K code width, Z latent-action width.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lawm.config import Discrete
+from lawm.model.latent_action.base import Bottleneck, LatentActions
+from lawm.model.latent_action.ranks import sum_over_ranks
+
+
+class DiscreteBottleneck(Bottleneck):
+    """Vector quantisation, straight-through. A code unused for `reset_after` latents, over all ranks,
+    is re-seeded from a live output by `after_step`; every code starts unused, so that the first batch
+    seeds the codebook."""
+
+    unused_for: Tensor
+
+    def __init__(self, config: Discrete, latent: int) -> None:
+        super().__init__()
+        self.config, self.code_width = config, latent
+        self.codebook = nn.Parameter(torch.randn(config.codebook_size, latent) / latent**0.5)
+        self.register_buffer("unused_for", torch.full((config.codebook_size,), config.reset_after))
+        self._live: Tensor | None = None
+
+    def forward(self, codes_BTK: Tensor, states_BTND: Tensor) -> LatentActions:
+        flat = codes_BTK.float().flatten(0, 1)
+        with torch.no_grad():
+            index = torch.cdist(flat, self.codebook.float()).argmin(dim=-1)
+        quantised = self.codebook.float()[index]
+        c = self.config
+        penalty = c.codebook_loss * F.mse_loss(quantised, flat.detach())
+        penalty = penalty + c.commitment * F.mse_loss(flat, quantised.detach())
+        z = flat + (quantised - flat).detach()
+        counts = sum_over_ranks(torch.bincount(index, minlength=c.codebook_size))
+        share = counts.float() / counts.sum()
+        metrics = {
+            "perplexity": torch.special.entr(share).sum().exp(),
+            "used_share": (counts > 0).float().mean(),
+            "latent_l1": quantised.detach().abs().sum(-1).mean(),
+        }
+        if self.training:
+            with torch.no_grad():
+                self.unused_for.add_(counts.sum()).masked_fill_(counts > 0, 0)
+            metrics["alive_share"] = (self.unused_for < c.reset_after).float().mean()
+            self._live = flat.detach()
+        return LatentActions(z.unflatten(0, codes_BTK.shape[:2]).to(codes_BTK.dtype), penalty, metrics)
+
+    @torch.no_grad()
+    def after_step(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:
+        """Re-seeds dead codes once, the same on every rank, and clears their optimiser moments.
+
+        `codes_reset`: how many they were.
+        """
+        dead = (self.unused_for >= self.config.reset_after).nonzero().flatten()
+        if len(dead) == 0 or self._live is None:
+            return {"codes_reset": 0.0}
+        pick = torch.randint(len(self._live), (len(dead),), device=dead.device)
+        seeds = self._live[pick]
+        noise = torch.randn_like(seeds) * self._live.std(dim=0, correction=0) * self.config.reset_noise
+        seeds = seeds + noise
+        if dist.is_initialized():
+            dist.broadcast(seeds, src=0)
+        self.codebook[dead] = seeds.to(self.codebook.dtype)
+        self.unused_for[dead] = 0
+        for value in optimizer_state.get(self.codebook, {}).values():
+            if isinstance(value, Tensor) and value.shape == self.codebook.shape:
+                value[dead] = 0
+        return {"codes_reset": float(len(dead))}
+
+    @staticmethod
+    def collapse_warning(metrics: Mapping[str, float]) -> str:
+        """One code in use: perplexity under 1.5."""
+        if metrics.get("perplexity", math.inf) >= 1.5:
+            return ""
+        return (
+            f"the codebook has collapsed (perplexity {metrics['perplexity']:.2f}): lower "
+            "model.bottleneck.reset_after, so that unused codes are re-seeded, or take another codebook_size"
+        )
