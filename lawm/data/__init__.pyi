@@ -3,6 +3,7 @@ from lawm.data.clips import LEAST_BAD as LEAST_BAD
 from lawm.data.clips import BadClip as BadClip
 from lawm.data.clips import ClipId as ClipId
 from lawm.data.clips import ClipReader as ClipReader
+from lawm.data.clips import EmptySplit as EmptySplit
 from lawm.data.clips import Part as Part
 from lawm.data.clips import Quarantine as Quarantine
 from lawm.data.clips import Reader as Reader

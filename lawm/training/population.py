@@ -4,7 +4,6 @@ Each member is what its own single run would be: same weights at the start, same
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -15,20 +14,12 @@ from lawm.data import BadClip, Cursor
 from lawm.storage import exists, join, read_bytes, write_bytes
 from lawm.training.batches import ClipBatch, local_batches
 from lawm.training.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, prune_checkpoints, step_of
-from lawm.training.loop import (
-    Batches,
-    Report,
-    Setup,
-    Trainer,
-    autocast,
-    local_batch,
-    model_of,
-    prepare,
-    rank_and_world,
-    report_step,
-)
+from lawm.training.loader import Batches, Loader
+from lawm.training.loop import Trainer
 from lawm.training.objective import LatentActionObjective
-from lawm.training.run_folder import RunWriter, local_report, to_the_end
+from lawm.training.ranks import autocast, rank_and_world
+from lawm.training.run_folder import Report, RunWriter, local_report, to_the_end
+from lawm.training.setup import Setup, local_batch, model_of, prepare
 
 
 def check_population(configs: list[Config]) -> None:
@@ -117,19 +108,19 @@ def train_population(
     stand at different steps.
     """
     check_population(configs)
-    trainers = [Trainer(setup.objective, config, setup.resume) for setup, config in zip(setups, configs, strict=True)]
+    trainers = [
+        Trainer(setup.objective, config, setup.resume, setup.validation, None, setup.extra)
+        for setup, config in zip(setups, configs, strict=True)
+    ]
     lead = trainers[0]
     if any((t.first, t.cursor) != (lead.first, lead.cursor) for t in trainers):
         raise ValueError("the members of a population start from one step")
-    stream = batches(lead.cursor)
+    loader = Loader(batches, lead.cursor)
     stopped: set[int] = set()
     for step in range(lead.first, lead.loop.steps):
-        began = time.perf_counter()
-        batch = next(stream)
-        waited = time.perf_counter() - began
-        batch = encoded_batch(lead, batch)
+        batch = encoded_batch(lead, loader.next())
         said: list[dict[str, float]] = []
-        for i, (trainer, setup, report) in enumerate(zip(trainers, setups, reports, strict=True)):
+        for i, (trainer, report) in enumerate(zip(trainers, reports, strict=True)):
             if i in stopped:
                 continue
 
@@ -138,9 +129,9 @@ def train_population(
                 said.append(metrics)  # noqa: B023  # called within this step
 
             try:
-                trainer.step(step, batch, waited)
+                trainer.step(step, batch, loader.waited)
                 if trainer.reports(step + 1):
-                    report_step(trainer, step + 1, heard, setup.validation, None, setup.extra)
+                    trainer.report(step + 1, loader, heard)
             except RunStopped as error:
                 stopped.add(i)
                 on_stop(i, str(error))

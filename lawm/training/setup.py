@@ -1,0 +1,126 @@
+"""A run, made ready: model, clips, calibration, held-out clips, and the checkpoint that it goes on from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, differing_fields, parse_config
+from lawm.data import Reader, first_clips, open_reader
+from lawm.model import Encoder
+from lawm.training.batches import collate
+from lawm.training.checkpoint import (
+    EXECUTION,
+    Checkpoint,
+    build_objective,
+    check_cache,
+    check_encoder,
+    load_checkpoint,
+    newest_checkpoint,
+    read_about,
+)
+from lawm.training.objective import ControllerObjective, LatentActionObjective, Objective
+from lawm.training.validation import Validation, held_out_clips
+
+CALIBRATION_CLIPS = 64
+"""Clips of the plan's beginning from which data statistics are measured."""
+
+
+def settings(config: Config, kind: str) -> tuple[OptimizerConfig, TrainConfig]:
+    """Optimiser and loop settings of an objective's kind."""
+    part: Any = {"controller": config.controller, "decoder": config.decoder}.get(kind, config)
+    return part.optimizer, part.train
+
+
+def local_batch(train: TrainConfig, world: int) -> int:
+    if train.batch % world:
+        raise LawmError(f"train.batch = {train.batch} is not divisible by {world} workers; set one to fit")
+    return train.batch // world
+
+
+def model_of(objective: Objective) -> LatentActionObjective:
+    """The latent action model: the objective itself, or what a controller or decoder stands on."""
+    model = objective if isinstance(objective, LatentActionObjective) else objective.model
+    assert isinstance(model, LatentActionObjective)
+    return model
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What `train` needs besides batches; made the same way with and without Ray, on every rank."""
+
+    objective: Objective
+    reader: Reader
+    resume: Checkpoint | None
+    validation: Validation | None
+    parent: dict[str, str] | None
+    extra: dict[str, Any]
+
+
+def prepare(
+    config: Config,
+    kind: str,
+    run: str,
+    parent: str | None = None,
+    encoder: Encoder | None = None,
+    resume_from: str | None = None,
+) -> Setup:
+    """Model, clips, calibration, validation clips, and the checkpoint to resume from if `run` has one.
+
+    `encoder`: one that is already loaded, of the same config. `resume_from`: a checkpoint of `run` other than its
+    newest. Raises LawmError, among others where the
+    run folder belongs to a run of another config.
+    """
+    check_same_run(config, kind, run)
+    reader = open_reader(config, kind)
+    check_same_clips(reader, run)
+    extra: dict[str, Any] = {"plan": reader.plan.fingerprint()}
+    if kind == ControllerObjective.kind and reader.labels is not None:
+        extra["action_dim"] = reader.labels.action_dim
+    _, loop = settings(config, kind)
+    torch.manual_seed(loop.seed)
+    objective, on = build_objective(config, kind, parent, extra.get("action_dim"), encoder)
+    for cache in reader.caches:
+        check_cache(cache, config, model_of(objective))
+    newest = resume_from or newest_checkpoint(run)
+    resume = load_checkpoint(newest, optimizer=True) if newest else None
+    if resume is not None:
+        check_encoder(resume, model_of(objective), newest or run)
+    if resume is None and objective.calibrates:
+        objective.calibrate(collate(first_clips(reader, CALIBRATION_CLIPS)))
+    validation = held_out_clips(config, kind, min(loop.batch, 32))
+    lineage = {"uri": parent, "fingerprint": on.fingerprint} if on is not None and parent is not None else None
+    return Setup(objective, reader, resume, validation, lineage, extra)
+
+
+def check_same_clips(reader: Reader, run: str) -> None:
+    """Raises LawmError where the run's checkpoints come from other videos: their cursor would say nothing."""
+    newest = newest_checkpoint(run)
+    if newest is None:
+        return
+    theirs = read_about(newest)["extra"].get("plan")
+    if theirs is not None and theirs != reader.plan.fingerprint():
+        raise LawmError(f"{run} holds a run on other videos than these; choose another --out, or remove it")
+
+
+def check_same_run(config: Config, kind: str, run: str) -> None:
+    """Raises LawmError where `run` holds checkpoints of another config or kind. What is asked of the
+    cluster may differ; so may how often is logged and saved."""
+    newest = newest_checkpoint(run)
+    if newest is None:
+        return
+    about = read_about(newest)
+    loops = ("train", "controller.train", "decoder.train")
+    counts = [f"{loop}.{name}" for loop in loops for name in ("log_every", "checkpoint_every", "keep")]
+    free = ("cluster.", "evaluate.", "plan.", "recipe", *counts, *EXECUTION, *(f"{loop}.compile" for loop in loops))
+    differ = [
+        f"{k} = {theirs!r} there, {ours!r} now"
+        for k, (theirs, ours) in differing_fields(parse_config(about["config"], newest), config).items()
+        if not k.startswith(free)
+    ]
+    if about["kind"] != kind:
+        differ.insert(0, f"kind {about['kind']} there, {kind} now")
+    if differ:
+        raise LawmError(
+            f"{run} holds a run of another config ({'; '.join(differ[:4])}); choose another --out, or remove it"
+        )
