@@ -189,6 +189,7 @@ def run_training(
 ) -> int:
     """The body of `lawm train`, `lawm controller` and `lawm decoder`. `members`: configs of a population."""
     from lawm.cluster.session import start
+    from lawm.data import data_lines
     from lawm.model import collapse_warning
     from lawm.training import check_fine_tuning, local_batch, read_about, settings
 
@@ -216,6 +217,8 @@ def run_training(
             print(f"{report.usable} of {report.videos} videos can be used. Index: {where}")
             config = override(config, "data.index", where)
             members = [override(member, "data.index", where) for member in members]
+        for line in data_lines(config, kind):
+            print(line)
         if members:
             checkpoints = train_members(members, runs, args.plain)
         else:
@@ -240,7 +243,7 @@ def describe_training(
 ) -> None:
     """The dry run of a training job: looks at all that the run would refuse, and prints what it would do."""
     from lawm.cluster.fit import needs
-    from lawm.data import open_reader
+    from lawm.data import data_lines, open_reader
     from lawm.model import load_encoder
     from lawm.training import check_same_run, parameter_counts, settings
 
@@ -268,6 +271,8 @@ def describe_training(
         parameter_counts(member)  # builds it
     counts = {name: f"{count:,}" for name, count in parameter_counts(config).items()}
     more = {"clips_trained_on": loop.steps * loop.batch, "parameters": counts, "videos": list(videos), "out": out}
+    if config.data.given:
+        more["data"] = data_lines(config, kind)
     if members:
         more["members"] = {
             run: {path: ours for path, (ours, _) in differing_fields(member, config).items()}

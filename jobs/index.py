@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from lawm.cluster.index import build_index, check_places, index_needs
     from lawm.cluster.session import start
+    from lawm.data import fit_lines, read_pieces
 
     check_places(args.sources, args.out)
     needs = index_needs(config)
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     with start(config.cluster, needs=needs):
         report = build_index(args.sources, args.out, config)
     _print(report)
+    for line in fit_lines(read_pieces(report.uri), config.data.clip):
+        print(line)
     return 0
 
 

@@ -20,9 +20,15 @@ from lawm.data.datasets.common import ReadSpec as ReadSpec
 from lawm.data.datasets.common import Recording as Recording
 from lawm.data.datasets.layouts import LAYOUTS as LAYOUTS
 from lawm.data.datasets.layouts import layout as layout
+from lawm.data.fitting import Side as Side
+from lawm.data.fitting import data_lines as data_lines
+from lawm.data.fitting import fit_lines as fit_lines
+from lawm.data.fitting import held_out_reader as held_out_reader
+from lawm.data.fitting import side_of as side_of
 from lawm.data.index import INDEX_SCHEMA as INDEX_SCHEMA
 from lawm.data.index import Index as Index
 from lawm.data.index import read_index as read_index
+from lawm.data.index import read_pieces as read_pieces
 from lawm.data.index import rows_to_table as rows_to_table
 from lawm.data.index import write_index as write_index
 from lawm.data.labels import ActionKind as ActionKind
@@ -46,6 +52,7 @@ from lawm.data.prepare import transcode as transcode
 from lawm.data.sampling import Cursor as Cursor
 from lawm.data.sampling import PlanArrays as PlanArrays
 from lawm.data.sampling import grid_frames as grid_frames
+from lawm.data.splitting import Splitter as Splitter
 from lawm.data.state_cache import Piece as Piece
 from lawm.data.state_cache import StateCache as StateCache
 from lawm.data.state_cache import cache_key as cache_key

@@ -117,6 +117,8 @@ class ClipReader:
             check_exact(data.clip)
         if labelled and self.labels is None:
             raise LawmError("labelled clips are needed: set data.labels to a Parquet table of actions")
+        self.by_company = False
+        """Whether a video is held out, or trained on, only because that side would have been empty (`Splitter`)."""
         if index is None or arrays is None:
             pieces = [index] if index is not None else self._read()
             index = self._chosen(pieces, split, self.labels if labelled else None)
@@ -160,7 +162,7 @@ class ClipReader:
             raise LawmError(f"data.keys = {pattern!r} matches no usable video of {where}{hint}")
         if not covered:
             raise LawmError(f"{data.labels} covers none of the videos of {where}")
-        found = splitter.part()
+        found, self.by_company = splitter.part(), splitter.by_company
         found = found if labels is None else found.where(lambda key: key in labels)
         if not len(found):
             advice = "set data.val_fraction to 0, or add videos"

@@ -20,6 +20,10 @@ from lawm.config import ClipSpec, LawmError
 from lawm.data.index import Index
 
 _ROUNDS = 6
+LEAST_FRAMES = 4
+"""Shorter clips than that are not advised: a context, and something to predict."""
+SLOWEST = 0.99
+"""Pictures a second that a video needs, as a share of the clip's: rates are measured from rounded times."""
 
 
 class PlanRows(NamedTuple):
@@ -67,8 +71,16 @@ class SamplingPlan:
             raise LawmError(
                 f"no clip of {self.clip.frames} frames at {self.clip.fps:g} fps ({self.clip.seconds:g} s) fits: "
                 f"of {len(self.index)} videos {self.unusable} cannot be used, {self.too_short} are too short, "
-                f"{self.too_slow} have too few frames per second. Give longer videos, or lower data.clip.frames"
+                f"{self.too_slow} have too few frames per second. {self._remedy()}"
             )
+
+    def _remedy(self) -> str:
+        """What would help those that are left out for the more frequent reason."""
+        if not self.too_short + self.too_slow:
+            return "Give other videos"
+        left_out = np.flatnonzero(self.held.slots == (0 if self.too_short >= self.too_slow else -1))
+        found = advice(self.index.column("duration_s"), self.index.column("rate"), left_out, self.clip)
+        return found or "Give longer videos"
 
     @cached_property
     def held(self) -> PlanArrays:
@@ -76,15 +88,10 @@ class SamplingPlan:
         if self.arrays is not None:
             return self.arrays
         duration, rate = self.index.column("duration_s"), self.index.column("rate")
-        usable = np.asarray(self.index.table["reason"].is_null()) & (rate > 0) & np.isfinite(duration)
-        frames = np.where(usable, grid_frames(duration, rate, self.clip.fps), 0)
-        aligned = self.clip.placement == "aligned"
-        slots = frames // self.clip.frames if aligned else np.maximum(frames - self.clip.frames + 1, 0)
-        slots = np.minimum(slots, np.iinfo(np.int32).max).astype(np.int32)
-        slots[usable & (rate < 0.99 * self.clip.fps)] = -1
-        slots[~usable] = -2
+        slots = slots_of(duration, rate, self.clip)
+        slots[~np.asarray(self.index.table["reason"].is_null())] = -2
         if self.clips_per_video == "duration":
-            counts = slots if aligned else (slots - 1) // self.clip.frames + 1
+            counts = slots if self.clip.placement == "aligned" else (slots - 1) // self.clip.frames + 1
         else:
             counts = np.full_like(slots, self.clips_per_video)
         return PlanArrays(slots, np.cumsum(np.where(slots > 0, counts, 0), dtype=np.int64))
@@ -184,6 +191,38 @@ class MixturePlan:
         """16 hex digits: two mixtures with the same one give the same clips at the same positions."""
         said = [plan.fingerprint() for plan in self.plans], self.shares.tolist(), self.seed
         return hashlib.blake2b(repr(said).encode(), digest_size=8).hexdigest()
+
+
+def slots_of(duration_s: np.ndarray, rate: np.ndarray, clip: ClipSpec) -> np.ndarray:
+    """How many starts a clip has in videos of that duration and rate, int32; 0 too short, -1 too slow, -2 unknown."""
+    known = (rate > 0) & np.isfinite(duration_s)
+    frames = np.where(known, grid_frames(duration_s, rate, clip.fps), 0)
+    slots = frames // clip.frames if clip.placement == "aligned" else np.maximum(frames - clip.frames + 1, 0)
+    slots = np.minimum(slots, np.iinfo(np.int32).max).astype(np.int32)
+    slots[known & (rate < SLOWEST * clip.fps)] = -1
+    slots[~known] = -2
+    return slots
+
+
+def advice(duration: np.ndarray, rate: np.ndarray, left_out: np.ndarray, clip: ClipSpec) -> str:
+    """`--set ... fits N of M`, for the most of those left out that clips of LEAST_FRAMES or more can be made to fit;
+    nothing where none can."""
+    slowest = float(np.min(rate[left_out]))
+    fps = clip.fps if slowest >= SLOWEST * clip.fps else _rounded_down(slowest)
+    room = grid_frames(duration[left_out], rate[left_out], fps)
+    room = room[room >= LEAST_FRAMES]
+    if not len(room):
+        return ""
+    changed = clip.model_copy(update={"fps": fps, "frames": min(clip.frames, int(np.quantile(room, 0.1)))})
+    fit = int(np.sum(slots_of(duration, rate, changed) > 0))
+    said = [f"--set data.clip.{n}={v:g}" for n in ("fps", "frames") if (v := getattr(changed, n)) != getattr(clip, n)]
+    return f"{' '.join(said)} fits {fit:,} of {len(duration):,}" if said else ""
+
+
+def _rounded_down(value: float) -> float:
+    """To two digits, never above."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.floor(value / unit + 1e-9) * unit
 
 
 def grid_frames(duration_s: np.ndarray, rate: np.ndarray, fps: float) -> np.ndarray:
