@@ -59,12 +59,15 @@ def rollout_actions(
     model: LatentActionObjective, objective: ControllerObjective, context_BTND: torch.Tensor, actions_BTA: torch.Tensor
 ) -> torch.Tensor:
     """Unrolls real actions through controller and world model -> [B, T_actions - (T_context - 1), N, D]."""
-    known = context_BTND.shape[1]
+    own, world_model = context_BTND.shape[1] - 1, model.world_model
+    steps = actions_BTA.shape[1] - own
+    before = objective.controller(actions_BTA[:, :own], context_BTND[:, :-1]) if own else None
+    past = world_model.prefill(context_BTND, before, steps)
 
-    def policy(states: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        return objective.controller(actions_BTA[:, start:stop], states)
+    def policy(state_BND: torch.Tensor, i: int) -> torch.Tensor:
+        return objective.controller(actions_BTA[:, own + i, None], state_BND.unsqueeze(1))[:, 0]
 
-    return model.world_model.rollout(context_BTND, policy, actions_BTA.shape[1] - known + 1)
+    return world_model.rollout_policy(past, policy, steps)
 
 
 # ---------------------------------------------------------------- probes

@@ -1,4 +1,4 @@
-"""The one transformer block: 3-D RoPE, frame-causal attention, frame-wise AdaLN-zero, KV cache.
+"""The one transformer block: 3-D RoPE, frame-causal attention, frame-wise AdaLN-zero, keys and values kept.
 
 A module whose weights hold hidden matrices names them in `hidden_matrices`, its children's of lawm's apart: weights
 that map the inside of a network to itself. What reads inputs (states, latents, actions) or writes outputs is none,
@@ -80,27 +80,45 @@ def attend(q_BHQd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, tokens: int | None) -
     return torch.cat(parts, dim=2)
 
 
-class KVCache:
-    """Keys and values of the states seen so far, one pair of tensors [B, H, L, d] per block."""
+class KeysValues:
+    """What attention has seen so far, in one block: keys and values [B, H, L, d], of which `filled` tokens are there.
 
-    def __init__(self, depth: int) -> None:
-        self.keys: list[Tensor | None] = [None] * depth
-        self.values: list[Tensor | None] = [None] * depth
-        self.steps = 0
+    Allocated once and written in place; under autograd, which may not find changed what it has read, put together anew.
+    """
 
-    def repeat(self, copies: int) -> None:
-        """Each sequence of the batch `copies` times in a row, for continuations of its own."""
-        for held in (self.keys, self.values):
-            for i, tensor in enumerate(held):
-                if tensor is not None:
-                    held[i] = tensor.unsqueeze(1).expand(-1, copies, -1, -1, -1).flatten(0, 1)
+    def __init__(self, keys_BHLd: Tensor, values_BHLd: Tensor, filled: int = 0) -> None:
+        self.keys, self.values, self.filled = keys_BHLd, values_BHLd, filled
 
-    def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        old_key, old_value = self.keys[block], self.values[block]
-        if old_key is not None and old_value is not None:
-            key, value = torch.cat([old_key, key], dim=2), torch.cat([old_value, value], dim=2)
-        self.keys[block], self.values[block] = key, value
-        return key, value
+    @classmethod
+    def empty(cls, shape_BHLd: tuple[int, int, int, int], like: Tensor) -> "KeysValues":
+        """Room for L tokens, on the device of `like`, a weight, and in the type in which it computes."""
+        kind = like.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+        keys, values = (torch.empty(shape_BHLd, dtype=dtype, device=like.device) for _ in range(2))
+        return cls(keys, values)
+
+    def repeat(self, copies: int) -> "KeysValues":
+        """Each sequence of the batch `copies` times in a row, in memory of its own and with as much room."""
+
+        def copied(held: Tensor) -> Tensor:
+            batch, *rest = held.shape
+            made = held.new_empty(batch, copies, *rest)
+            made[:, :, :, : self.filled] = held[:, None, :, : self.filled]
+            return made.flatten(0, 1)
+
+        return KeysValues(copied(self.keys), copied(self.values), self.filled)
+
+    def extend(self, key_BHLd: Tensor, value_BHLd: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in the newest tokens' keys and values; returns those of all tokens so far."""
+        start, end = self.filled, self.filled + key_BHLd.shape[2]
+        if torch.is_grad_enabled():
+            self.keys = torch.cat([self.keys[:, :, :start], key_BHLd, self.keys[:, :, end:]], dim=2)
+            self.values = torch.cat([self.values[:, :, :start], value_BHLd, self.values[:, :, end:]], dim=2)
+        else:
+            self.keys[:, :, start:end] = key_BHLd
+            self.values[:, :, start:end] = value_BHLd
+        self.filled = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class Attention(nn.Module):
@@ -128,16 +146,15 @@ class Attention(nn.Module):
         x_BLC: Tensor,
         rope: tuple[Tensor, Tensor] | None = None,
         tokens: int | None = None,
-        cache: KVCache | None = None,
-        block: int = 0,
+        past: KeysValues | None = None,
         memory: Tensor | None = None,
     ) -> Tensor:
         q = self._split(self.q(x_BLC))
         k, v = map(self._split, self.kv(x_BLC if memory is None else memory).chunk(2, dim=-1))
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        if cache is not None:
-            k, v = cache.extend(block, k, v)
+        if past is not None:
+            k, v = past.extend(k, v)
         return self.proj(attend(q, k, v, tokens).transpose(1, 2).flatten(2))
 
 
@@ -167,15 +184,14 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor] | None = None,
         tokens: int | None = None,
         condition_BTC: Tensor | None = None,
-        cache: KVCache | None = None,
-        block: int = 0,
+        past: KeysValues | None = None,
     ) -> Tensor:
         if self.modulation is None:
-            x_BLC = x_BLC + self.attention(self.norm1(x_BLC), rope, tokens, cache, block)
+            x_BLC = x_BLC + self.attention(self.norm1(x_BLC), rope, tokens, past)
             return x_BLC + self.mlp(self.norm2(x_BLC))
         assert condition_BTC is not None
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition_BTC)).chunk(6, dim=-1)
-        inner = self.attention(modulate(self.norm1(x_BLC), shift1, scale1), rope, tokens, cache, block)
+        inner = self.attention(modulate(self.norm1(x_BLC), shift1, scale1), rope, tokens, past)
         x_BLC = x_BLC + per_state(inner, gate1)
         inner = self.mlp(modulate(self.norm2(x_BLC), shift2, scale2))
         return x_BLC + per_state(inner, gate2)

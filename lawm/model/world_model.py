@@ -4,15 +4,33 @@ Legend: B batch, T states, N tokens, D state width, Z latent-action width, C mod
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lawm.config import WorldModelConfig
-from lawm.model.layers import MLP, Block, KVCache, grid_positions, modulate, rope_tables, zero_linear
+from lawm.model.layers import MLP, Block, KeysValues, grid_positions, modulate, rope_tables, zero_linear
 
-Policy = Callable[[Tensor, int, int], Tensor]
+Policy = Callable[[Tensor, int], Tensor]
+"""(state [B, N, D] that a transition starts in, number of the transition after the context, from 0) -> its latent
+[B, Z]."""
+
+
+@dataclass
+class Past:
+    """The states up to now, inside the world model: keys and values of all but the newest, and the newest state, which
+    goes in with the latent that is taken in it."""
+
+    blocks: list[KeysValues]
+    now_BND: Tensor
+
+    def repeat(self, candidates: int) -> "Past":
+        """That many continuations of each sequence, one after another in the batch; this one stays as it is."""
+        return Past(
+            [block.repeat(candidates) for block in self.blocks], self.now_BND.repeat_interleave(candidates, dim=0)
+        )
 
 
 class WorldModel(nn.Module):
@@ -46,60 +64,59 @@ class WorldModel(nn.Module):
             return like_BTND.new_zeros(*like_BTND.shape[:2], self.config.width)
         return self.embed_latent(z_BTZ)
 
-    def forward(self, states_BTND: Tensor, z_BTZ: Tensor | None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, states_BTND: Tensor, z_BTZ: Tensor | None, past: list[KeysValues] | None = None) -> Tensor:
         """States s_0..s_{T-1} and z_0..z_{T-1} -> predictions of s_1..s_T, [B, T, N, D].
 
-        With a `cache`, the states are those that follow the ones already in it.
+        With a `past`, one a block, the states are those that follow the ones already in it.
         """
-        _, steps, tokens, _ = states_BTND.shape
-        done = cache.steps if cache is not None else 0
+        batch, steps, tokens, _ = states_BTND.shape
+        if z_BTZ is not None and z_BTZ.shape[:2] != (batch, steps):
+            raise ValueError(f"{batch} x {steps} states need as many latents, not {z_BTZ.shape[0]} x {z_BTZ.shape[1]}")
+        done = past[0].filled // tokens if past is not None else 0
         x = self.embed(states_BTND).flatten(1, 2)
         rope = rope_tables(grid_positions(steps, tokens, done, x.device), self.head_dim)
         condition = self.condition(z_BTZ, states_BTND)
+        # What a past has taken in, it cannot take in again when a block is computed again.
+        recompute = self.config.activation_checkpointing and self.training and torch.is_grad_enabled() and past is None
         for i, block in enumerate(self.blocks):
-            if self.config.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, rope, tokens, condition, cache, i, use_reentrant=False)
+            if recompute:
+                x = checkpoint(block, x, rope, tokens, condition, use_reentrant=False)
             else:
-                x = block(x, rope, tokens, condition, cache, i)
-        if cache is not None:
-            cache.steps += steps
+                x = block(x, rope, tokens, condition, past[i] if past is not None else None)
         shift, scale = self.final_modulation(nn.functional.silu(condition)).chunk(2, dim=-1)
         out = self.head(modulate(self.norm(x), shift, scale)).unflatten(1, (steps, tokens))
         return states_BTND + out if self.config.residual else out
 
-    def rollout(
-        self,
-        context_BTND: Tensor,
-        latents: "Tensor | Policy | None",
-        steps: int,
-        cache: bool = True,
-        candidates: int = 1,
-    ) -> Tensor:
+    def prefill(self, context_BTND: Tensor, z_BTZ: Tensor | None, steps: int) -> Past:
+        """Takes in a context of T states and the latents of its own T - 1 transitions, with room for `steps` more."""
+        batch, known, tokens, _ = context_BTND.shape
+        shape = (batch, self.config.heads, (known - 1 + steps) * tokens, self.head_dim)
+        past = Past([KeysValues.empty(shape, self.embed.weight) for _ in self.blocks], context_BTND[:, -1])
+        if known > 1:
+            self(context_BTND[:, :-1], z_BTZ, past.blocks)
+        return past
+
+    def step(self, past: Past, z_BZ: Tensor | None) -> Tensor:
+        """The state [B, N, D] that follows under that latent; it is the newest of `past` from now on."""
+        z_B1Z = None if z_BZ is None else z_BZ.unsqueeze(1)
+        predicted = self(past.now_BND.unsqueeze(1), z_B1Z, past.blocks)[:, 0]
+        past.now_BND = predicted.to(past.now_BND.dtype)
+        return past.now_BND
+
+    def rollout(self, context_BTND: Tensor, z_BTZ: Tensor | None, steps: int, candidates: int = 1) -> Tensor:
         """Unrolls `steps` predictions from the context, each fed back; -> [B * candidates, steps, N, D].
 
-        `latents`: [B * candidates, T_context - 1 + steps, Z] (the context's own transitions too), or a
-        function (states, start, stop) -> z of transitions start..stop-1, given the states that they start in.
-        `candidates`: that many continuations of each context, one after another in the batch. What they
-        share, the context without its last state, is computed once: there latents are those of the first.
+        `z_BTZ`: [B * candidates, T_context - 1 + steps, Z], the context's own transitions too (None: a deterministic
+        model). `candidates`: that many continuations of each context, one after another in the batch; what they
+        share is computed once, and its latents are those of the first.
         """
-        known = context_BTND.shape[1]
-        memory = KVCache(len(self.blocks)) if cache else None
+        own = context_BTND.shape[1] - 1
+        past = self.prefill(context_BTND, None if z_BTZ is None else z_BTZ[::candidates, :own], steps)
+        if candidates > 1:
+            past = past.repeat(candidates)
+        found = [self.step(past, None if z_BTZ is None else z_BTZ[:, own + i]) for i in range(steps)]
+        return torch.stack(found, dim=1)
 
-        def z_of(past: Tensor, start: int, stop: int, every: int = 1) -> Tensor | None:
-            if callable(latents):
-                return latents(past, start, stop)
-            return None if latents is None else latents[::every, start:stop]
-
-        fed = 0
-        if memory is not None and candidates > 1 and known > 1:
-            fed = known - 1
-            shared = context_BTND[:, :fed]
-            self(shared, z_of(shared, 0, fed, candidates), memory)
-            memory.repeat(candidates)
-        states = context_BTND.repeat_interleave(candidates, dim=0) if candidates > 1 else context_BTND
-        for now in range(known, known + steps):
-            start = fed if memory is not None else 0
-            past = states[:, start:now]
-            states = torch.cat([states, self(past, z_of(past, start, now), memory)[:, -1:]], dim=1)
-            fed = now
-        return states[:, known:]
+    def rollout_policy(self, past: Past, policy: Policy, steps: int) -> Tensor:
+        """Unrolls `steps` predictions from `past` under the latents that the policy gives; -> [B, steps, N, D]."""
+        return torch.stack([self.step(past, policy(past.now_BND, i)) for i in range(steps)], dim=1)

@@ -72,18 +72,14 @@ def rollout_cost(
     """Cost [E * S] of unrolling each action sequence from its start, S sequences for each of E starts (in
     the batch one after another) and goals. The context's own transitions, where it has more than one
     state, are inferred from it; it is computed once for all S."""
-    known, candidates = start_BTND.shape[1], len(actions_BHA) // len(start_BTND)
-    before = model.infer(start_BTND).z_BTZ if known > 1 else None
+    candidates, steps, world_model = len(actions_BHA) // len(start_BTND), actions_BHA.shape[1], model.world_model
+    before = model.infer(start_BTND).z_BTZ if start_BTND.shape[1] > 1 else None
+    past = world_model.prefill(start_BTND, before, steps).repeat(candidates)
 
-    def policy(states: Tensor, start: int, stop: int) -> Tensor:
-        parts = [] if before is None or start >= known - 1 else [before[:, start : min(stop, known - 1)]]
-        first = max(start, known - 1)
-        if stop > first:
-            chosen = actions_BHA[:, first - known + 1 : stop - known + 1]
-            parts.append(controller.controller(chosen, states[:, first - start :]))
-        return torch.cat(parts, dim=1)
+    def policy(state_BND: Tensor, i: int) -> Tensor:
+        return controller.controller(actions_BHA[:, i, None], state_BND.unsqueeze(1))[:, 0]
 
-    last = model.world_model.rollout(start_BTND, policy, actions_BHA.shape[1], candidates=candidates)[:, -1]
+    last = world_model.rollout_policy(past, policy, steps)[:, -1]
     return goal_cost(last.float(), goal_BND.float().repeat_interleave(candidates, dim=0), kind)
 
 

@@ -56,18 +56,16 @@ class Adds(WorldModel):
 
     bias = 0.0
 
-    def forward(self, states_BTND: Tensor, z_BTZ: Tensor | None, cache: Any = None) -> Tensor:
+    def forward(self, states_BTND: Tensor, z_BTZ: Tensor | None, past: Any = None) -> Tensor:
         assert z_BTZ is not None
-        if cache is not None:
-            cache.steps += states_BTND.shape[1]
         return states_BTND + z_BTZ.view_as(states_BTND) + self.bias
 
 
 class Shows(Adds):
     """z + bias: with a code that is the next state, the next state itself."""
 
-    def forward(self, states_BTND: Tensor, z_BTZ: Tensor | None, cache: Any = None) -> Tensor:
-        return super().forward(torch.zeros_like(states_BTND), z_BTZ, cache)
+    def forward(self, states_BTND: Tensor, z_BTZ: Tensor | None, past: Any = None) -> Tensor:
+        return super().forward(torch.zeros_like(states_BTND), z_BTZ, past)
 
 
 class Difference(nn.Module):

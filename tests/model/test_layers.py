@@ -9,7 +9,7 @@ from lawm.model import Block, unpatchify
 from lawm.model.layers import (
     SMALL_STATE,
     Attention,
-    KVCache,
+    KeysValues,
     apply_rope,
     attend,
     grid_positions,
@@ -117,15 +117,16 @@ def test_no_state_sees_a_later_one(conditioned: bool, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("n", [4, SMALL_STATE + 4])
-def test_the_cache_gives_what_the_whole_sequence_gives(n: int) -> None:
+def test_keys_and_values_that_are_kept_give_what_the_whole_sequence_gives(n: int) -> None:
     blocks = stack(True)
     x, z = torch.randn(2, 4 * n, 24), torch.randn(2, 4, 24)
     whole = run(blocks, x, z, 4, n)
-    cache, parts = KVCache(len(blocks)), []
+    past = [KeysValues.empty((2, 2, 4 * n, 12), blocks[0].attention.q.weight) for _ in blocks]
+    parts = []
     for start, stop in ((0, 1), (1, 3), (3, 4)):
         part, steps = x.unflatten(1, (4, n))[:, start:stop].flatten(1, 2), stop - start
-        for i, block in enumerate(blocks):
-            part = block(part, rope_tables(grid_positions(steps, n, start), 12), n, z[:, start:stop], cache, i)
+        for block, own in zip(blocks, past, strict=True):
+            part = block(part, rope_tables(grid_positions(steps, n, start), 12), n, z[:, start:stop], own)
         parts.append(part.unflatten(1, (steps, n)))
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
 

@@ -33,57 +33,124 @@ def test_a_prediction_sees_only_the_states_and_latents_up_to_it() -> None:
             assert not torch.equal(moved[:, t], out[:, t]), (what, t)
 
 
+def by_hand(world: WorldModel, start: torch.Tensor, z: torch.Tensor | None, steps: int) -> torch.Tensor:
+    """Each prediction is made from the whole past anew, and fed back."""
+    states = start
+    for _ in range(steps):
+        now = None if z is None else z[:, : states.shape[1]]
+        states = torch.cat([states, world(states, now)[:, -1:].to(states.dtype)], dim=1)
+    return states[:, -steps:]
+
+
 @pytest.mark.parametrize("context", [1, 3])
 @pytest.mark.parametrize("latent", [5, None])
-def test_rollout_with_the_cache_equals_rollout_without(context: int, latent: int | None) -> None:
+@pytest.mark.parametrize("tokens", [4, 36])  # one masked attention call, and a call a state
+@torch.no_grad()
+def test_rollout_equals_predictions_from_the_whole_past(context: int, latent: int | None, tokens: int) -> None:
     world = model(residual=True, latent=latent)
-    start = torch.randn(2, context, 4, 6)
+    start = torch.randn(2, context, tokens, 6)
     z = torch.randn(2, context + 3, 5) if latent else None
-    with_cache = world.rollout(start, z, 4)
-    assert with_cache.shape == (2, 4, 4, 6)
-    torch.testing.assert_close(with_cache, world.rollout(start, z, 4, cache=False), rtol=1e-4, atol=1e-5)
-    # By hand: each prediction is fed back.
-    states = start
-    for now in range(context, context + 4):
-        states = torch.cat([states, world(states, None if z is None else z[:, :now])[:, -1:]], dim=1)
-    torch.testing.assert_close(with_cache, states[:, context:], rtol=1e-4, atol=1e-5)
+    found = world.rollout(start, z, 4)
+    assert found.shape == (2, 4, tokens, 6)
+    torch.testing.assert_close(found, by_hand(world, start, z, 4), rtol=1e-4, atol=1e-5)
     # The first unrolled step is what teacher forcing predicts there.
     forced = world(start, None if z is None else z[:, :context])[:, -1]
-    torch.testing.assert_close(with_cache[:, 0], forced, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[:, 0], forced, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("context", [1, 3])
-@pytest.mark.parametrize("cache", [True, False])
-def test_candidates_share_what_they_have_in_common(context: int, cache: bool) -> None:
+@torch.no_grad()
+def test_candidates_share_what_they_have_in_common(context: int) -> None:
     """Three continuations of each of two contexts equal six rollouts; the past is computed for two, not six."""
     world = model(residual=True)
     start, z = torch.randn(2, context, 4, 6), torch.randn(6, context + 3, 5)
     z[:, : context - 1] = z[::3, : context - 1].repeat_interleave(3, dim=0)
     sizes: list[tuple[int, int]] = []
     world.embed.register_forward_pre_hook(lambda _, x: sizes.append(tuple(x[0].shape[:2])))
-    found = world.rollout(start, z, 4, cache, candidates=3)
-    shared = [(2, context - 1)] if context > 1 else []
-    whole = [(6, context + i) for i in range(4)]
-    assert sizes == (shared + [(6, 1)] * 4 if cache else whole)
-    alone = world.rollout(start.repeat_interleave(3, dim=0), z, 4, cache=False)
+    found = world.rollout(start, z, 4, candidates=3)
+    assert sizes == ([(2, context - 1)] if context > 1 else []) + [(6, 1)] * 4
+    alone = by_hand(world, start.repeat_interleave(3, dim=0), z, 4)
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_policy_is_asked_for_the_latents_of_the_states_it_is_given() -> None:
+@torch.no_grad()
+def test_a_past_is_taken_in_once_and_continued_many_times() -> None:
+    world = model()
+    start, z = torch.randn(2, 3, 4, 6), torch.randn(2, 5, 5)
+    past = world.prefill(start, z[:, :2], 3)
+    for copies in (1, 4, 1):
+        ours = past.repeat(copies)
+        found = torch.stack([world.step(ours, z[:, 2 + i].repeat_interleave(copies, 0)) for i in range(3)], dim=1)
+        wanted = by_hand(world, start, z, 3).repeat_interleave(copies, 0)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(past.now_BND, start[:, -1])
+    with pytest.raises(RuntimeError):  # room for three steps, not for four
+        world.step(ours, z[:, 0])
+
+
+@torch.no_grad()
+def test_keys_and_values_are_allocated_once() -> None:
+    world = model()
+    past = world.prefill(torch.randn(2, 3, 4, 6), torch.randn(2, 2, 5), 5)
+    where = [(block.keys.data_ptr(), block.values.data_ptr()) for block in past.blocks]
+    for _ in range(5):
+        world.step(past, torch.randn(2, 5))
+    assert where == [(block.keys.data_ptr(), block.values.data_ptr()) for block in past.blocks]
+    assert [block.filled for block in past.blocks] == [7 * 4] * 2
+
+
+def test_gradients_of_a_rollout_equal_those_of_predictions_from_the_whole_past() -> None:
+    """As a planner by gradients takes them: with respect to latents and context, also with candidates."""
+    world = model(residual=True)
+    start = torch.randn(2, 3, 4, 6)
+    z = torch.randn(4, 5, 5)
+    z[:, :2] = z[::2, :2].repeat_interleave(2, dim=0)
+    found = []
+    for unroll in (
+        lambda s, z: world.rollout(s, z, 3, candidates=2),
+        lambda s, z: by_hand(world, s.repeat_interleave(2, dim=0), z, 3),
+    ):
+        s, own = start.clone().requires_grad_(), z.clone().requires_grad_()
+        unroll(s, own).square().mean().backward()
+        assert s.grad is not None and own.grad is not None
+        found.append((s.grad, own.grad[:, 2:]))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+@torch.no_grad()
+def test_rollouts_under_autocast_and_compiled() -> None:
+    start, z = torch.randn(2, 2, 4, 6), torch.randn(2, 5, 5)
+    world = model()
+    plain = world.rollout(start, z, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        past = world.prefill(start, z[:, :1], 4)
+        cast, wanted = world.rollout(start, z, 4), by_hand(world, start, z, 4)
+    assert past.blocks[0].keys.dtype == torch.bfloat16 and cast.dtype == torch.float32
+    torch.testing.assert_close(cast, wanted, rtol=0.05, atol=0.05)
+    for block in world.blocks:
+        block.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(world.rollout(start, z, 4), plain, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_policy_is_asked_in_each_state_for_its_latent() -> None:
     world = model()
     start, z = torch.randn(2, 2, 4, 6), torch.randn(2, 5, 5)
-    for cache in (True, False):
-        asked: list[tuple[int, int]] = []
+    asked: list[torch.Tensor] = []
 
-        def policy(states: torch.Tensor, first: int, stop: int, asked: list[tuple[int, int]] = asked) -> torch.Tensor:
-            assert states.shape[1] == stop - first
-            asked.append((first, stop))
-            return z[:, first:stop]
+    def policy(state: torch.Tensor, i: int) -> torch.Tensor:
+        asked.append(state)
+        return z[:, 1 + i]
 
-        torch.testing.assert_close(
-            world.rollout(start, policy, 4, cache), world.rollout(start, z, 4), rtol=1e-4, atol=1e-5
-        )
-        assert asked == ([(0, 2), (2, 3), (3, 4), (4, 5)] if cache else [(0, 2), (0, 3), (0, 4), (0, 5)])
+    found = world.rollout_policy(world.prefill(start, z[:, :1], 4), policy, 4)
+    assert torch.equal(found, world.rollout(start, z, 4))
+    assert torch.equal(torch.stack(asked, dim=1), torch.cat([start[:, -1:], found[:, :-1]], dim=1))
+
+
+def test_latents_that_do_not_match_the_states_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 x 4 states need as many latents, not 2 x 3"):
+        model()(torch.randn(2, 4, 4, 6), torch.randn(2, 3, 5))
 
 
 def test_residual_models_start_by_copying_and_others_do_not() -> None:

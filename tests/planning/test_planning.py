@@ -19,10 +19,8 @@ from lawm.training import ControllerObjective
 class Moves(WorldModel):
     """States [B, T, 1, 2] are places; z is the step taken."""
 
-    def forward(self, states_BTND: Tensor, z_BTZ: Tensor | None, cache: Any = None) -> Tensor:
+    def forward(self, states_BTND: Tensor, z_BTZ: Tensor | None, past: Any = None) -> Tensor:
         assert z_BTZ is not None
-        if cache is not None:
-            cache.steps += states_BTND.shape[1]
         return states_BTND + z_BTZ.unsqueeze(2)
 
 
