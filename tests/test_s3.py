@@ -14,7 +14,7 @@ from made_videos import LIMITS, number_of, write_video
 from small_runs import tiny_with
 
 from benchmarks._servers import KEY, SECRET, FaultProxy, rclone
-from lawm import storage
+from lawm import s3, storage
 from lawm.config import ClipSpec, LawmError
 from lawm.data import list_videos, rows_to_table, write_index
 from lawm.storage import NotFoundError, StorageError
@@ -99,7 +99,7 @@ def test_a_bad_network_is_survived(proxy: FaultProxy, fault: tuple[str, int]) ->
 
 def test_a_network_that_stays_bad_is_said_in_time(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.write_bytes("s3://bucket/data", DATA)
-    monkeypatch.setattr(storage, "_ATTEMPTS", 3)
+    monkeypatch.setattr(s3, "ATTEMPTS", 3)
     proxy.faults += [("cut", 1000)] * 50
     with pytest.raises(StorageError, match=r"cannot reach S3 at http://127\.0\.0\.1") as caught:
         storage.read_bytes("s3://bucket/data")
@@ -158,13 +158,13 @@ def test_profiles_say_how_buckets_are_addressed(signed: str, tmp_path: Path, mon
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     for profile, style in (("virtual", "virtual"), ("plain", "path")):
         monkeypatch.setenv("AWS_PROFILE", profile)
-        assert storage._client().meta.config.s3["addressing_style"] == style
+        assert s3.client().meta.config.s3["addressing_style"] == style
     monkeypatch.delenv("AWS_PROFILE")
     monkeypatch.setenv("LAWM_S3_READ_TIMEOUT", "soon")
-    storage._cached_client.cache_clear()
+    s3._connect.cache_clear()
     with pytest.raises(StorageError, match="LAWM_S3_READ_TIMEOUT"):
         storage.exists("s3://bucket/x")
-    storage._cached_client.cache_clear()
+    s3._connect.cache_clear()
 
 
 # ---------------------------------------------------------------- videos
@@ -211,7 +211,7 @@ def test_a_video_that_goes_away_is_a_reason_and_a_server_that_does_is_not(
         decode_clip(ref, 0.0, CLIP, LIMITS)
     assert caught.value.reason == "missing"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    monkeypatch.setattr(storage, "_ATTEMPTS", 1)
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)
     with pytest.raises(StorageError, match="cannot reach S3"):
         decode_clip(ref, 0.0, CLIP, LIMITS)
 

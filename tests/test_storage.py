@@ -15,6 +15,7 @@ import pytest
 from lawm import storage
 from lawm.cluster.filesystem import arrow_filesystem
 from lawm.config import LawmError
+from lawm.s3 import client as s3_client
 from lawm.storage import NotFoundError, StorageError
 
 DATA = bytes(range(256)) * 40
@@ -77,7 +78,7 @@ def test_open_file_is_a_window(root: str, offset: int, size: int | None) -> None
 def test_ranges_of_services_that_answer_with_everything(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = storage.join(bucket, "c.bin")
     storage.write_bytes(uri, DATA)
-    client = storage._client()
+    client = s3_client()
     real = client.get_object
 
     def deaf(**arguments: Any) -> Any:
@@ -92,7 +93,7 @@ def test_ranges_of_services_that_answer_with_everything(bucket: str, monkeypatch
 def test_one_request_reads_ahead(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = storage.join(bucket, "c.bin")
     storage.write_bytes(uri, DATA)
-    client = storage._client()
+    client = s3_client()
     asked: list[str] = []
     real = client.get_object
     monkeypatch.setattr(client, "get_object", lambda **a: asked.append(a["Range"]) or real(**a))
@@ -214,7 +215,7 @@ def test_refusals(code: str, status: int, said: str, bucket: str, monkeypatch: p
         answer = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
         raise ClientError(answer, "GetObject")  # type: ignore[arg-type]
 
-    monkeypatch.setattr(storage._client(), "get_object", refuse)
+    monkeypatch.setattr(s3_client(), "get_object", refuse)
     with pytest.raises(StorageError, match=said) as caught:
         storage.read_bytes(f"{bucket}/key")
     assert f"{bucket}/key" in one_line(caught)
@@ -225,20 +226,6 @@ def test_nothing_listens(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageError, match=r"cannot reach S3 at http://127\.0\.0\.1:9") as caught:
         storage.read_bytes("s3://b/key")
     one_line(caught)
-
-
-def test_no_credentials(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for act in (storage.read_bytes, arrow_filesystem):
-        with pytest.raises(StorageError, match=r"no S3 credentials were found\. Set AWS_ACCESS_KEY_ID"):
-            act("s3://b/key")
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(StorageError, match="no S3 credentials"):
-        storage.read_bytes("s3://b/key")
 
 
 def test_other_schemes_and_kinds(tmp_path: Path) -> None:

@@ -38,8 +38,6 @@ for _name, _value in {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "ERROR",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Ray Train and Tune write to S3 by pyarrow, whose checksums many S3 services do not know.
-    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
 }.items():
     os.environ.setdefault(_name, _value)
 

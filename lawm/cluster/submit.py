@@ -47,7 +47,6 @@ class Submission:
             "env_vars": {
                 "PYTHONUNBUFFERED": "1",
                 "RAY_USAGE_STATS_ENABLED": "0",
-                "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # as in session.py, for nodes that others started
                 **self.env,
             },
         }

@@ -29,7 +29,9 @@ if __name__ == "__main__":
             ["index", f"{b}/videos", "--out", f"{b}/index.parquet"],
             ["inspect", f"{b}/index.parquet", "--out", f"{b}/inspect.html", "--clips", "2", *tiny],
             ["prepare", f"{b}/index.parquet", "--out", f"{b}/prepared", *tiny],
-            ["train", "--index", f"{b}/prepared/index.parquet", "--out", f"{b}/run", *tiny],
+            # More checkpoints than failures are forgiven: none may end the workers.
+            ["train", "--index", f"{b}/prepared/index.parquet", "--out", f"{b}/run", *tiny, "--set", "train.steps=12",
+             "--set", "train.checkpoint_every=2", "--set", "train.keep=10", "--set", "cluster.max_failures=0"],
             ["encode", "--index", f"{b}/prepared/index.parquet", "--out", f"{b}/cache", *tiny],
             ["evaluate", "--checkpoint", f"{b}/run", "--cache", f"{b}/cache", "--out", f"{b}/results.json",
              "--set", "evaluate.split=all"],
@@ -58,7 +60,8 @@ def test_every_job_from_s3_to_s3(tmp_path: Path) -> None:
     there = tmp_path / "store/bucket"
     assert len(json.loads((there / "results.json").read_text())) > 3
     assert "<html" in (there / "report.html").read_text() and "<html" in (there / "inspect.html").read_text()
-    assert list((there / "run").glob("step_*"))
+    saved = sorted(path.parent.name for path in (there / "run").glob("step_*/checkpoint.json"))
+    assert saved == [f"step_{step:08d}" for step in range(2, 13, 2)]
     assert list((there / "cache").glob("*.arrow")) and list((there / "prepared").glob("*.tar"))
     assert [path.name for path in tmp_path.iterdir() if "s3" in path.name] == ["jobs_on_s3.py"]  # no folder named s3:
 

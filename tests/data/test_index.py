@@ -18,6 +18,7 @@ from lawm import storage
 from lawm.config import ClipSpec, LawmError
 from lawm.data import INDEX_SCHEMA, Index, expand, list_files, list_videos, read_index, rows_to_table, write_index
 from lawm.recipes import recipe
+from lawm.s3 import client as s3_client
 from lawm.video import VideoRef, decode_clip, empty_row, probe
 
 SPEC = ClipSpec(frames=4, fps=4.0, size=64)
@@ -194,7 +195,7 @@ def test_s3_prefix_of_files_and_tars(bucket: str, tmp_path: Path, mp4: bytes, mo
     webdataset(tmp_path / "shard.tar", mp4, 40)
     storage.write_bytes(f"{bucket}/data/v.mp4", mp4)
     storage.write_bytes(f"{bucket}/data/shard.tar", (tmp_path / "shard.tar").read_bytes())
-    client = storage._client()
+    client = s3_client()
     read = [0]
     real = client.get_object
 
