@@ -19,7 +19,18 @@ from lawm.data import ClipReader, Cursor, first_clips, list_videos, rows_to_tabl
 from lawm.evaluation import Probed, collect, r_squared, ridge
 from lawm.recipes import recipe
 from lawm.simulation import simulate_pusht
-from lawm.training import ClipBatch, LatentActionObjective, collate, local_batches, settings, train, validate
+from lawm.training import (
+    ClipBatch,
+    LatentActionObjective,
+    build_latent_action,
+    collate,
+    local_batches,
+    model_of,
+    pick_device,
+    settings,
+    train,
+    validate,
+)
 from lawm.video import probe
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -61,7 +72,7 @@ def probed(model: LatentActionObjective, batches: list[ClipBatch]) -> Probed:
 def run(config: Config, reader: ClipReader, held_out: list[ClipBatch], fit: list[ClipBatch]) -> dict[str, Any]:
     """Trains one way; its curve, and what the trained model measures on held-out clips."""
     torch.manual_seed(0)
-    objective = LatentActionObjective(config)
+    objective = build_latent_action(config)
     objective.calibrate(fit[0])
     curve: list[dict[str, float]] = []
 
@@ -78,17 +89,18 @@ def run(config: Config, reader: ClipReader, held_out: list[ClipBatch], fit: list
     except LawmError as error:
         stopped = str(error)
     objective.eval()
-    device = objective.encoder.mean.device
+    device = pick_device()
     _, loop = settings(config, objective.kind)
-    copied = [float((s[:, 1:] - s[:, :-1]).abs().mean()) for s in (objective.states(b.to(device)) for b in held_out)]
+    model = model_of(objective)
+    copied = [float((s[:, 1:] - s[:, :-1]).abs().mean()) for s in (model.states(b.to(device)) for b in held_out)]
     error = validate(objective, held_out, device, loop.precision)["val_prediction"]
     objective.eval()
-    probes = probed(objective, held_out)
+    probes = probed(model, held_out)
     return {
         "last": curve[-1],
         "val_error": error,
         "val_copy": sum(copied) / len(copied),
-        "probe_r2": r_squared(ridge(probed(objective, fit))(probes.z), probes.actions),
+        "probe_r2": r_squared(ridge(probed(model, fit))(probes.z), probes.actions),
         "stopped": stopped,
         "curve": curve,
     }

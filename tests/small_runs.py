@@ -1,6 +1,7 @@
 """Small runs for tests: frames from a seed, a few real videos with index and labels, what two ranks compute."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lawm.config import Config, TrueActions, VideoLimits, override
+from lawm.config import Config, LawmError, TrueActions, VideoLimits, override
 from lawm.data import Cursor, list_videos, rows_to_table, write_index
 from lawm.recipes import tiny
 from lawm.training import ClipBatch, LatentActionObjective, RunWriter, train
+from lawm.training.fine_tune import build_latent_action
 from lawm.training.run_folder import local_report
+from lawm.training.validation import held_out_clips
 
 BOTTLENECKS = ("sparse", "noisy", "adaptive", "discrete", "none", "deterministic", "true_actions")
 
@@ -77,9 +80,9 @@ def no_states(batch: int, steps: int) -> torch.Tensor:
     return torch.zeros(batch, steps, 1, 1)
 
 
-def new_objective(config: Config, seed: int = 0) -> LatentActionObjective:
+def new_objective(config: Config, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    objective = LatentActionObjective(config)
+    objective = build_latent_action(config)
     objective.calibrate(made_batch(range(16), config))
     return objective
 
@@ -170,7 +173,8 @@ def rank_main(rank: int, world: int, folder: str) -> None:
     found: dict[str, Any] = {}
 
     for kind, config in {"sparse": sparse_config(), "adaptive": adaptive_config()}.items():
-        objective = without_noise(new_objective(config))
+        objective = new_objective(config)
+        objective = without_noise(objective) if kind == "adaptive" else objective
         batch = made_batch(range(rank * 8 // world, (rank + 1) * 8 // world), config)
         parallel = DistributedDataParallel(objective)  # has to outlive the backward pass
         terms = parallel(batch)
@@ -204,6 +208,39 @@ def rank_main(rank: int, world: int, folder: str) -> None:
     found["spoiled"] = {"metrics": seen, "cursors": cursors, "weights": objective.kept()}
     torch.save(found, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
+
+
+def validating_rank(rank: int, world: int, folder: str, indexes: dict[str, list[str]]) -> None:
+    """One of `world` processes that each read held-out clips by an index of their own; leaves `val<r>.pt`."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    where, soon = f"file://{folder}/val_store", timedelta(seconds=60)  # a rank that is waited for fails the test
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world, timeout=soon)
+    found: dict[str, Any] = {}
+    for name, own in indexes.items():
+        for kind in ("sparse", "discrete"):  # both look at all ranks' latents while training
+            try:
+                found[f"{name} {kind}"] = _validated(validated_config(kind, own[rank]), rank, world)
+            except LawmError as error:
+                found[f"{name} {kind}"] = str(error)
+    torch.save(found, f"{folder}/val{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _validated(config: Config, rank: int, world: int) -> dict[str, Any]:
+    held_out = held_out_clips(config, "latent_action", 4)
+    assert held_out is not None
+    seen: list[dict[str, float]] = []
+    batches = made_batches(config, rank, world)
+    train(new_objective(config), batches, config, lambda step, m, c: seen.append(m), validation=held_out)
+    read = [int(p) for batch in held_out.batches for p in batch.positions_B]
+    return {"read": read, "clips": held_out.clips, "refused": held_out.refused, "metrics": seen}
+
+
+def validated_config(kind: str, index: str) -> Config:
+    loop = {"train__batch": 8, "train__steps": 2, "train__checkpoint_every": 1, "train__log_every": 1}
+    return tiny_kind(kind, data__index=index, data__val_fraction=0.4, **loop)
 
 
 def spoiled_config() -> Config:

@@ -16,6 +16,7 @@ from lawm.training.checkpoint import newest_checkpoint as newest_checkpoint
 from lawm.training.checkpoint import prune_checkpoints as prune_checkpoints
 from lawm.training.checkpoint import read_about as read_about
 from lawm.training.clip_log import read_clip_log as read_clip_log
+from lawm.training.fine_tune import build_latent_action as build_latent_action
 from lawm.training.fine_tune import check_fine_tuning as check_fine_tuning
 from lawm.training.loop import Trainer as Trainer
 from lawm.training.loop import fit_local as fit_local
@@ -43,6 +44,7 @@ from lawm.training.run_folder import to_the_end as to_the_end
 from lawm.training.setup import check_same_clips as check_same_clips
 from lawm.training.setup import check_same_run as check_same_run
 from lawm.training.setup import local_batch as local_batch
+from lawm.training.setup import model_of as model_of
 from lawm.training.setup import prepare as prepare
 from lawm.training.setup import settings as settings
 from lawm.training.validation import Validation as Validation

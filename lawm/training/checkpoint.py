@@ -20,6 +20,7 @@ from lawm.config import Config, LawmError, differing_fields, parse_config
 from lawm.data import Cursor, StateCache
 from lawm.model import Encoder
 from lawm.storage import NotFoundError, delete, exists, join, list_files, read_bytes, write_bytes
+from lawm.training.fine_tune import LEARNING, build_latent_action
 from lawm.training.objective import ControllerObjective, DecoderObjective, LatentActionObjective, Objective
 
 FORMAT = 1
@@ -303,9 +304,11 @@ def load_model(
     if checkpoint.kind != LatentActionObjective.kind:
         raise LawmError(f"{uri} holds a {checkpoint.kind}, not a latent action model")
     built = checkpoint.config if config is None else config_in_use(checkpoint.config, config, uri)
-    objective = LatentActionObjective(built, encoder, learns=False)
+    objective = LatentActionObjective(built, encoder)
+    if built.fine_tune.target != "off":
+        objective.own_encoder()
     check_encoder(checkpoint, objective, uri)
-    objective.load_kept({k: v for k, v in checkpoint.weights.items() if not k.startswith("fine_tuning.")}, uri)
+    objective.load_kept({k: v for k, v in checkpoint.weights.items() if not k.startswith(LEARNING)}, uri)
     return objective.eval(), checkpoint
 
 
@@ -347,7 +350,7 @@ def build_objective(
 ) -> tuple[Objective, Checkpoint | None]:
     """The objective that a run trains, and the parent checkpoint that it stands on."""
     if kind == LatentActionObjective.kind:
-        return LatentActionObjective(config, encoder), None
+        return build_latent_action(config, encoder), None
     if parent is None:
         raise LawmError(f"a {kind} needs --checkpoint, the latent action model that it belongs to")
     model, checkpoint = load_model(parent, config=config)

@@ -1,37 +1,87 @@
-"""Training the encoder along with the model on top of it: distillation, the EMA target encoder, and what a
-collapse of its states looks like (Yang 2026, section 3.4; Grill et al. 2020 for the target).
+"""Training the encoder along with the model on top of it, as a wrapper around the model's objective: distillation, the
+EMA target encoder, and what a collapse of its states looks like (Yang 2026, section 3.4; Grill et al. 2020 for the
+target).
 
 Legend: B batch, F frames, S image side, T states, N tokens of a state, D state width.
 """
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lawm.config import ClipSpec, Config, FineTuneConfig, LawmError, PixelsEncoder
-from lawm.model import Encoder, effective_rank
+from lawm.model import Encoder, effective_rank, encode_clips
+from lawm.training.batches import ClipBatch
+from lawm.training.objective import LatentActionObjective, LossTerms, Objective
 
+LEARNING = "fine_tuning."
+"""How the names of the learning encoder's weights begin in a checkpoint."""
 RANK_ROWS = 1024
 """Tokens of which the effective rank is taken."""
 
 
-class FineTuning(nn.Module):
-    """The encoder that learns (`online`), and the `original` that it is held against.
+class FineTuning(Objective):
+    """A latent action objective on the states of an encoder that learns (`online`), held against the `original`.
 
-    The encoder that the model is used with afterwards stands outside: it follows `online`, at once or as a
-    moving average, and with `target: ema` its states are what is predicted.
+    The encoder that the `model` has from now on, and is used with afterwards, is a copy of its own: it follows
+    `online`, at once or as a moving average, and with `target: ema` its states are what is predicted.
     """
 
-    def __init__(self, config: FineTuneConfig, original: Encoder, clip: ClipSpec) -> None:
+    kind = LatentActionObjective.kind
+
+    def __init__(self, model: LatentActionObjective, config: FineTuneConfig, clip: ClipSpec) -> None:
         super().__init__()
         self.config = config
-        self.original = original
-        self.online = thawed(original, clip)
+        self.original = model.own_encoder()
+        self.online = thawed(self.original, clip)
+        self.model = model
         if config.gradient_checkpointing:
             self.online.checkpoint_activations()
+
+    def rebuilt(self) -> tuple[str, ...]:
+        return ("original.",)
+
+    def kept_name(self, name: str) -> str:
+        """The model's weights have the names that they have without the wrapper."""
+        own = name.removeprefix("model.")
+        return own if own != name else f"{LEARNING}{name}"
+
+    @property
+    def calibrates(self) -> bool:
+        return self.model.calibrates
+
+    def calibrate(self, batch: ClipBatch) -> None:
+        self.model.calibrate(batch)
+
+    def learning_rates(self) -> dict[nn.Module, float]:
+        return {self.online: self.config.lr}
+
+    def trouble(self, metrics: dict[str, float]) -> str:
+        return collapsing(metrics, self.config)
+
+    def maintain(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:
+        self.follow(self.model.encoder)
+        return self.model.maintain(optimizer_state)
+
+    def forward(self, batch: ClipBatch) -> LossTerms:
+        """In evaluation, the loss of the model as it is used afterwards."""
+        model, frames = self.model, batch.frames_BFCHW
+        if not self.training:
+            return model(batch)
+        if frames is None:
+            raise LawmError("fine_tune learns from frames: train it from videos, not from a state cache")
+        states = model.state_norm(encode_clips(self.online, frames, model.duplicate, gradients=True))
+        targets = model.states(batch) if self.config.target == "ema" else states
+        original = model.state_norm(encode_clips(self.original, frames, model.duplicate))
+        terms = model.terms(states, targets, batch.actions_BTA)
+        distillation = self.distillation(states, original)
+        metrics = {**terms.metrics, "distillation": distillation.detach()}
+        return replace(terms, penalty=terms.penalty + distillation, metrics=metrics, states=(states.detach(), original))
 
     def distillation(self, online_BTND: Tensor, original_BTND: Tensor) -> Tensor:
         """alpha ||f(x) - f0(x)||_F^2 of normalised states, per element (`mean`) or per clip (`sum`)."""
@@ -46,6 +96,13 @@ class FineTuning(nn.Module):
         share = 1 - self.config.momentum if self.config.target == "ema" else 1.0
         for kept, new in zip(encoder.parameters(), self.online.parameters(), strict=True):
             kept.lerp_(new, share)
+
+
+def build_latent_action(config: Config, encoder: Encoder | None = None) -> LatentActionObjective | FineTuning:
+    """The objective that trains a config's latent action model: with `fine_tune` on, wrapped. Raises LawmError."""
+    check_fine_tuning(config)
+    model = LatentActionObjective(config, encoder)
+    return model if config.fine_tune.target == "off" else FineTuning(model, config.fine_tune, config.data.clip)
 
 
 def check_fine_tuning(config: Config) -> None:

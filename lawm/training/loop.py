@@ -77,7 +77,8 @@ class Trainer:
         self.device = pick_device()
         self.objective = objective.to(self.device)
         self.fingerprint = model_of(objective).encoder_fingerprint()
-        self.optimizer = Optimizer(objective, optimizer_config, self.loop.steps, objective.learning_rates())
+        rates, name = objective.learning_rates(), objective.kept_name
+        self.optimizer = Optimizer(objective, optimizer_config, self.loop.steps, rates, name)
         self.cursor, self.first = Cursor(), 0
         if resume is not None:
             weights = {k: v.to(self.device) for k, v in resume.weights.items()}

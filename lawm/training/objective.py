@@ -28,7 +28,6 @@ from lawm.model import (
     unpatchify,
 )
 from lawm.training.batches import ClipBatch
-from lawm.training.fine_tune import FineTuning, check_fine_tuning, collapsing
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,11 @@ class Objective(nn.Module):
 
     def kept(self) -> dict[str, Tensor]:
         """Weights that a checkpoint keeps: everything but what is frozen and rebuilt from the config."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith(self.rebuilt())}
+        return {self.kept_name(k): v for k, v in self.state_dict().items() if not k.startswith(self.rebuilt())}
+
+    def kept_name(self, name: str) -> str:
+        """What a checkpoint calls the weight of that name."""
+        return name
 
     def rebuilt(self) -> tuple[str, ...]:
         """Prefixes of state_dict keys that a checkpoint does not hold."""
@@ -65,7 +68,8 @@ class Objective(nn.Module):
     def load_kept(self, weights: dict[str, Tensor], where: str) -> None:
         """Strict load; raises LawmError listing missing, unexpected and misshapen keys."""
         check_keys(self.kept(), weights, where)
-        self.load_state_dict(weights, strict=False)
+        own = {k: weights[self.kept_name(k)] for k in self.state_dict() if not k.startswith(self.rebuilt())}
+        self.load_state_dict(own, strict=False)
 
     @property
     def calibrates(self) -> bool:
@@ -94,26 +98,17 @@ class Objective(nn.Module):
 class LatentActionObjective(Objective):
     """mean |s_{t+1} - p(s_0..t, z_t)| plus the bottleneck's penalty, by teacher forcing over the clip.
 
-    With `fine_tune` on, `encoder` is a copy of its own that follows the learning one; `learns=False` leaves the
-    learning one out, for a model that is only used.
+    The encoder is frozen. `lawm.training.fine_tune` wraps it all where the encoder learns too.
     """
 
     kind = "latent_action"
 
-    def __init__(self, config: Config, encoder: Encoder | None = None, learns: bool = True) -> None:
+    def __init__(self, config: Config, encoder: Encoder | None = None) -> None:
         super().__init__()
-        if learns:
-            check_fine_tuning(config)
         self.encoder = encoder if encoder is not None else load_encoder(config.encoder, config.data.clip)
         self.encoder_fingerprint = self.encoder.fingerprint
         """Of the encoder that the config names, whatever fine-tuning has made of it."""
-        self.fine_tuned = config.fine_tune.target != "off"
-        self.fine_tuning: FineTuning | None = None
-        if self.fine_tuned:
-            original, said = self.encoder, self.encoder.fingerprint()
-            self.encoder_fingerprint = lambda: said
-            self.encoder = copy.deepcopy(original)
-            self.fine_tuning = FineTuning(config.fine_tune, original, config.data.clip) if learns else None
+        self.fine_tuned = False
         width, model = self.encoder.state_width, config.model
         self.state_norm = StateNorm(config.encoder.normalize_states, width)
         self.latent_action = LatentActionModel(model, width)
@@ -124,6 +119,13 @@ class LatentActionObjective(Objective):
         self.duplicate = config.data.clip.duplicate
         if self.latent_action.embed is not None:
             check_state_a_frame(config.encoder, config.data.clip)
+
+    def own_encoder(self) -> Encoder:
+        """Gives the model an encoder of its own, a copy, whose weights a checkpoint keeps; returns the one before."""
+        original, said = self.encoder, self.encoder.fingerprint()
+        self.encoder_fingerprint = lambda: said
+        self.encoder, self.fine_tuned = copy.deepcopy(original), True
+        return original
 
     @property
     def frames_per_state(self) -> int:
@@ -160,54 +162,30 @@ class LatentActionObjective(Objective):
         return self.latent_action(states_BTND, actions_BTA)
 
     def rebuilt(self) -> tuple[str, ...]:
-        return ("fine_tuning.original.",) if self.fine_tuned else ("encoder.",)
-
-    def learning_rates(self) -> dict[nn.Module, float]:
-        return {self.fine_tuning.online: self.fine_tuning.config.lr} if self.fine_tuning is not None else {}
-
-    def trouble(self, metrics: dict[str, float]) -> str:
-        return collapsing(metrics, self.fine_tuning.config) if self.fine_tuning is not None else ""
-
-    def _learning_states(self, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """States of the learning encoder with gradients, those to predict, and the original's."""
-        frames, tuning = batch.frames_BFCHW, self.fine_tuning
-        assert tuning is not None
-        if frames is None:
-            raise LawmError("fine_tune learns from frames: train it from videos, not from a state cache")
-        states = self.state_norm(encode_clips(tuning.online, frames, self.duplicate, gradients=True))
-        targets = self.states(batch) if tuning.config.target == "ema" else states
-        return states, targets, self.state_norm(encode_clips(tuning.original, frames, self.duplicate))
+        return () if self.fine_tuned else ("encoder.",)
 
     def forward(self, batch: ClipBatch) -> LossTerms:
-        original = None
-        if self.training and self.fine_tuning is not None:
-            states, targets, original = self._learning_states(batch)
-        else:
-            states = targets = self.states(batch)
-        latents = self.infer(states, batch.actions_BTA)
+        states = self.states(batch)
+        return self.terms(states, states, batch.actions_BTA)
+
+    def terms(self, states_BTND: Tensor, targets_BTND: Tensor, actions_BTA: Tensor | None) -> LossTerms:
+        """The loss where latents are inferred from `states`, and the next ones of `targets` are predicted."""
+        latents = self.infer(states_BTND, actions_BTA)
         z = latents.z_BTZ
         if z is not None and self.training and self.action_dropout > 0:
             keep = torch.rand(*z.shape[:2], 1, device=z.device) >= self.action_dropout
             z = z * keep
-        predicted = self.world_model(states[:, :-1], z)
-        error = (predicted.float() - targets[:, 1:]).abs()
+        predicted = self.world_model(states_BTND[:, :-1], z)
+        error = (predicted.float() - targets_BTND[:, 1:]).abs()
         prediction = error.mean()
         penalty, figures = self.latent_action.loss(latents, error.detach().mean(dim=(1, 2, 3)))
         metrics = {"prediction": prediction.detach(), **figures}
         with torch.no_grad():
-            metrics["copy_last_state"] = (targets[:, 1:] - targets[:, :-1]).abs().mean()
+            metrics["copy_last_state"] = (targets_BTND[:, 1:] - targets_BTND[:, :-1]).abs().mean()
         kept = latents.z_BTZ.detach().flatten(0, 1) if latents.z_BTZ is not None else None
-        both = None
-        if original is not None and self.fine_tuning is not None:
-            distillation = self.fine_tuning.distillation(states, original)
-            penalty = penalty + distillation
-            metrics["distillation"] = distillation.detach()
-            both = states.detach(), original
-        return LossTerms(prediction, penalty, metrics, kept, both)
+        return LossTerms(prediction, penalty, metrics, kept)
 
     def maintain(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:
-        if self.fine_tuning is not None:
-            self.fine_tuning.follow(self.encoder)
         return self.latent_action.after_step(optimizer_state)
 
 

@@ -5,7 +5,7 @@ Which weights are hidden matrices is said by the modules that hold them (`hidden
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,15 +68,20 @@ def parameter_groups(module: nn.Module, rates: Mapping[nn.Module, float] | None 
 class Optimizer:
     """Both optimisers as one: step, zero_grad, and a state keyed by parameter name.
 
-    `rates`: as for `parameter_groups`. Named state makes a checkpoint independent of parameter order and of the
-    number of ranks.
+    `rates`: as for `parameter_groups`; `rename`: from a parameter's name to the one that it has in a checkpoint.
+    Named state makes a checkpoint independent of parameter order and of the number of ranks.
     """
 
     def __init__(
-        self, module: nn.Module, config: OptimizerConfig, steps: int, rates: Mapping[nn.Module, float] | None = None
+        self,
+        module: nn.Module,
+        config: OptimizerConfig,
+        steps: int,
+        rates: Mapping[nn.Module, float] | None = None,
+        rename: Callable[[str], str] = str,
     ) -> None:
         self.config, self.steps = config, steps
-        self.names: dict[Tensor, str] = {p: n for n, p in module.named_parameters() if p.requires_grad}
+        self.names: dict[Tensor, str] = {p: rename(n) for n, p in module.named_parameters() if p.requires_grad}
         self.parts: list[tuple[torch.optim.Optimizer, float]] = []
         groups = parameter_groups(module, rates)
         rest = groups.rest

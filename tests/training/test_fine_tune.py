@@ -34,8 +34,7 @@ def with_stops(**fields: Any) -> Config:
 def test_the_kept_encoder_is_the_moving_average() -> None:
     config = with_stops(train__steps=3, fine_tune__lr=1e-2, fine_tune__momentum=0.9)
     objective = new_objective(config)
-    tuning = objective.fine_tuning
-    assert tuning is not None
+    tuning = objective
     name = "blocks.0.mlp.0.weight"
     expected = tuning.original.get_parameter(name).clone()
     seen: list[torch.Tensor] = []
@@ -43,7 +42,7 @@ def test_the_kept_encoder_is_the_moving_average() -> None:
     def report(step: int, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
         nonlocal expected
         expected = 0.9 * expected + 0.1 * tuning.online.get_parameter(name).detach()
-        seen.append(objective.encoder.get_parameter(name).clone())
+        seen.append(objective.model.encoder.get_parameter(name).clone())
         assert torch.allclose(seen[-1], expected, atol=1e-6)
 
     original = tuning.original.get_parameter(name).clone()
@@ -59,9 +58,8 @@ def test_online_targets_carry_gradients_and_ema_targets_do_not() -> None:
         config = fine_tuned_config(fine_tune__target=target, fine_tune__distillation=0.0)
         objective = new_objective(config).train()
         objective(made_batch(range(4), config)).total.backward()
-        assert all(p.grad is None for p in objective.encoder.parameters())
-        assert objective.fine_tuning is not None
-        found[target] = objective.fine_tuning.online.get_parameter("embed.weight").grad
+        assert all(p.grad is None for p in objective.model.encoder.parameters())
+        found[target] = objective.online.get_parameter("embed.weight").grad
     assert found["online"].abs().max() > 0 and found["ema"].abs().max() > 0
     assert not torch.allclose(found["online"], found["ema"], rtol=1e-2)
 
@@ -134,7 +132,12 @@ def test_resume_equals_the_uninterrupted_run(tmp_path: Path) -> None:
 
     with pytest.raises(Cut):
         train(new_objective(config), made_batches(config), config, report)
-    assert not any(name.startswith("fine_tuning.original.") for name in kept[0].weights)
+    kinds = {name.split(".")[0] for name in kept[0].weights}
+    parts = {"encoder", "fine_tuning", "latent_action", "world_model", "state_norm"}
+    assert kinds == parts  # as before there was a wrapper
+    assert not any("original" in name for name in kept[0].weights)
+    moments = {name.split(".")[0] for name in kept[0].optimizer or {}}
+    assert moments == {"fine_tuning", "latent_action", "world_model"}
     rest = losses_of(config, resume=kept[0])
     for ours, theirs in zip(rest, whole[4:], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6), ours["step"]
@@ -147,7 +150,7 @@ def test_a_trained_model_has_the_learnt_encoder(tmp_path: Path) -> None:
     before = shared.fingerprint()
     model, checkpoint = load_model(str(tmp_path), shared)
     assert shared.fingerprint() == before == checkpoint.encoder_fingerprint
-    assert model.encoder.fingerprint() != before and model.fine_tuning is None
+    assert model.encoder.fingerprint() != before and model.fine_tuned
     assert torch.equal(model.encoder.get_parameter("embed.weight"), checkpoint.weights["encoder.embed.weight"])
     frames = made_batch(range(2), config).frames_BFCHW
     assert not torch.allclose(model.encoder(frames), shared(frames))
@@ -171,10 +174,11 @@ def test_distillation_is_the_frobenius_norm() -> None:
     config = fine_tuned_config()
     original = load_encoder(config.encoder, config.data.clip)
     one, other = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    total = FineTuning(FineTuneConfig(target="ema", distillation_norm="sum"), original, config.data.clip)
+    model = LatentActionObjective(config, original)
+    total = FineTuning(model, FineTuneConfig(target="ema", distillation_norm="sum"), config.data.clip)
     expected = 0.1 * torch.stack([torch.linalg.norm(a - b) ** 2 for a, b in zip(one, other, strict=True)]).mean()
     assert torch.allclose(total.distillation(one, other), expected)
-    mean = FineTuning(FineTuneConfig(target="ema"), original, config.data.clip)
+    mean = FineTuning(model, FineTuneConfig(target="ema"), config.data.clip)
     assert torch.allclose(mean.distillation(one, other) * 60, expected)
 
 
@@ -182,7 +186,7 @@ def test_what_cannot_learn_from_says_so(small_set: SmallSet, tmp_path: Path) -> 
     config = fine_tuned_config()
     with pytest.raises(LawmError, match="population shares its encoder"):
         check_population([config, config])
-    states = LatentActionObjective(config).train()
+    states = new_objective(config).train()
     batch = made_batch(range(4), config)
     with pytest.raises(LawmError, match="not from a state cache"):
         states(replace(batch, frames_BFCHW=None, states_BTND=torch.zeros(4, 4, 16, 80)))

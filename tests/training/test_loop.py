@@ -16,7 +16,6 @@ from small_runs import (
     BOTTLENECKS,
     SmallSet,
     losses_of,
-    made_batch,
     made_batches,
     new_objective,
     spoiled_config,
@@ -40,7 +39,6 @@ from lawm.training import (
     newest_checkpoint,
     settings,
     train,
-    validate,
 )
 from lawm.training.checkpoint import checkpoint_folders
 from lawm.training.run_folder import local_report
@@ -210,17 +208,6 @@ def test_a_refused_clip_is_listed_once_and_before_the_checkpoint_that_consumes_i
     for position in (9, 11, 11):
         writer.quarantine({"position": position})
     assert listed() == [(1, 3), (3, 9), (5, 11)]
-
-
-def test_validation_is_the_mean_over_clips_without_noise() -> None:
-    config = tiny_kind("noisy")
-    objective = new_objective(config).train()
-    batches = [made_batch(range(100, 105), config), made_batch(range(105, 107), config)]
-    device = torch.device("cpu")
-    found = validate(objective, batches, device, "float32")["val_prediction"]
-    assert objective.training
-    joined = objective.eval()(made_batch(range(100, 107), config)).prediction.item()
-    assert found == pytest.approx(joined, rel=1e-5) == validate(objective, batches, device, "float32")["val_prediction"]
 
 
 def test_fit_local_from_videos_resumes_and_refuses_another_config(small_set: SmallSet, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_learning_encoder_is_adamw_s_at_its_own_rate() -> None:
     """The encoder's hidden matrices too: it was trained before, by another optimiser."""
     objective = new_objective(fine_tuned_config(fine_tune__lr=3e-5))
     groups = parameter_groups(objective, objective.learning_rates())
-    online = {p for n, p in objective.named_parameters() if ".online." in n and p.requires_grad}
+    online = {p for n, p in objective.named_parameters() if n.startswith("online.") and p.requires_grad}
     assert list(groups.apart) == [3e-5] and set(groups.apart[3e-5]) == online and online
     assert any(p.ndim == 2 for p in online)
 

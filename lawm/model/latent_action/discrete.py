@@ -40,7 +40,9 @@ class DiscreteBottleneck(Bottleneck):
         penalty = c.codebook_loss * F.mse_loss(quantised, flat.detach())
         penalty = penalty + c.commitment * F.mse_loss(flat, quantised.detach())
         z = flat + (quantised - flat).detach()
-        counts = sum_over_ranks(torch.bincount(index, minlength=c.codebook_size))
+        counts = torch.bincount(index, minlength=c.codebook_size)
+        if self.training:  # in evaluation a rank may have other batches than the others, or none
+            counts = sum_over_ranks(counts)
         share = counts.float() / counts.sum()
         metrics = {
             "perplexity": torch.special.entr(share).sum().exp(),

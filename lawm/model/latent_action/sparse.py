@@ -15,7 +15,7 @@ from lawm.model.latent_action.ranks import gather_with_gradient
 
 
 class SparseBottleneck(Bottleneck):
-    """L = VCM(Z) + mean_i E(z_i); statistics over the global batch, with gradients."""
+    """L = VCM(Z) + mean_i E(z_i); in training, statistics over the global batch, with gradients."""
 
     def __init__(self, config: Sparse, latent: int) -> None:
         super().__init__()
@@ -35,7 +35,9 @@ class SparseBottleneck(Bottleneck):
 
     def _penalised(self, codes_BTK: Tensor) -> LatentActions:
         c = self.config
-        z = gather_with_gradient(codes_BTK.float().flatten(0, 1))
+        z = codes_BTK.float().flatten(0, 1)
+        if self.training:  # in evaluation a rank may have other batches than the others, or none
+            z = gather_with_gradient(z)
         n, d = z.shape
         mean = z.mean(dim=0)
         centred = z - mean
