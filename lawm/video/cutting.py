@@ -5,7 +5,6 @@ from __future__ import annotations  # VideoStream takes its parameter in annotat
 import math
 import random
 from collections.abc import Callable
-from fractions import Fraction
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -13,6 +12,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from lawm.config import ClipSpec, VideoLimits
+from lawm.video import display
 
 _MAX_ASPECT = 16
 
@@ -39,7 +39,7 @@ class Cutter:
         self.place = rng.random(), rng.random()
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
-        width, height, turns = shape(frame, self.stream)
+        width, height, turns, mirrored = self.shape(frame)
         if frame.width * frame.height > self.limits.max_pixels:
             limit = self.limits.max_pixels
             raise self.error("too_large", f"{frame.width} x {frame.height} pixels, the limit is {limit}")
@@ -47,14 +47,22 @@ class Cutter:
             raise self.error("bad_shape", f"{width} x {height} pixels, longer than {_MAX_ASPECT} times its width")
         wide, high, x, y, out_w, out_h = self._place(width, height)
         across, down = (high, wide) if turns % 2 else (wide, high)
-        small = self.reformatter.reformat(
-            frame, across, down, "gbrp", interpolation="BILINEAR", src_color_range=frame.color_range or None, threads=1
-        )
+        try:
+            planes = display.to_rgb(self.reformatter, frame, across, down)
+        except display.DisplayError as error:
+            raise self.error(error.reason, error.detail) from None
         out = np.empty((3, out_h, out_w), np.uint8)
-        for channel, plane in ((0, small.planes[2]), (1, small.planes[0]), (2, small.planes[1])):
-            pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:down, :across]
-            out[channel] = np.rot90(pixels, turns)[y : y + out_h, x : x + out_w]
+        for channel, pixels in enumerate(planes):
+            out[channel] = display.turned(pixels, turns, mirrored)[y : y + out_h, x : x + out_w]
         return out
+
+    def shape(self, frame: VideoFrame) -> tuple[int, int, int, bool]:
+        """(width, height, quarter turns to the left, upside down after them) of a frame as it is to be displayed."""
+        try:
+            turns, mirrored = display.orientation(frame)
+        except display.DisplayError as error:
+            raise self.error(error.reason, error.detail) from None
+        return (*display.displayed_size(frame, self.stream.sample_aspect_ratio, turns), turns, mirrored)
 
     def _place(self, width: int, height: int) -> tuple[int, int, int, int, int, int]:
         """(width and height to resize to, left and upper edge of the crop, its width and height)."""
@@ -92,13 +100,3 @@ def _resized(width: int, height: int, short: int) -> tuple[int, int]:
 def _centre(side: int, size: int) -> int:
     """Where the middle `size` pixels of a side begin."""
     return round((side - size) / 2)
-
-
-def shape(frame: VideoFrame, stream: VideoStream) -> tuple[int, int, int]:
-    """(width, height, quarter turns to the left) of a frame as it is to be displayed, pixels made square."""
-    turns = round(frame.rotation / 90) % 4
-    width, height = frame.width, frame.height
-    aspect = stream.sample_aspect_ratio
-    if aspect and Fraction(1, 4) <= aspect <= 4 and aspect != 1:
-        width = max(1, round(width * aspect))
-    return (height, width, turns) if turns % 2 else (width, height, turns)

@@ -14,6 +14,7 @@ import av
 import av.error
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from lawm import storage
@@ -22,7 +23,8 @@ from lawm.video.ref import VideoRef
 
 Reason = Literal[
     "missing", "unreadable", "tar", "empty", "truncated", "not_video", "no_video_stream", "unknown_codec", "corrupt",
-    "bad_timestamps", "bad_shape", "zero_duration", "too_short", "too_large", "too_long", "timeout", "replaced",
+    "bad_timestamps", "bad_shape", "bad_colour", "zero_duration", "too_short", "too_large", "too_long", "timeout",
+    "replaced",
 ]  # fmt: skip
 
 # Only demuxers that read one file: a playlist or an image pattern could open other files, or the network.
@@ -31,6 +33,11 @@ LOOP_FILTERED = ("h264", "hevc")
 """Codecs whose in-loop filters can be left out, with pictures still like the true ones (VP8's depart further)."""
 _ISO = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")
 _OTHERS = (b"\x1a\x45\xdf\xa3", b"RIFF", b"FLV\x01", b"OggS", b"\x30\x26\xb2\x75", b"\x00\x00\x01\xba", b"DKIF")
+_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
+_ASIDE = ("thumbnail", "preview", "cover")
+"""Words in a stream's title or handler that say that it is not the film."""
+_PICTURE_CODECS = ("png", "bmp", "gif", "tiff", "webp", "jpeg2000", "mjpeg")
+"""Beside a film, a stream in one of these with a fifth of its pictures a second is made of thumbnails."""
 _REPLACED = "the object is not the one that was indexed; index again"
 
 
@@ -218,13 +225,7 @@ def _local_url(ref: VideoRef, there: int) -> str:
 
 def _video_of(container: InputContainer, ref: VideoRef, limits: VideoLimits, deadline: float) -> Video:
     where = str(ref)
-    streams = [s for s in container.streams.video if not int(s.disposition) & int(av.stream.Disposition.attached_pic)]
-    if not streams:
-        kinds = ", ".join(sorted({s.type for s in container.streams}))
-        raise VideoError("no_video_stream", where, f"streams: {kinds or 'none'}")
-    stream = streams[0]
-    if stream.codec_context is None:
-        raise VideoError("unknown_codec", where, "no decoder for it is built in")
+    stream = _main_stream(container, where)
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > limits.max_pixels:
         raise VideoError("too_large", where, f"{width} x {height} pixels, the limit is {limits.max_pixels}")
@@ -236,6 +237,38 @@ def _video_of(container: InputContainer, ref: VideoRef, limits: VideoLimits, dea
             raise VideoError("bad_timestamps", where, "frames a second are not told, and so not to be corrected")
         tick *= float(stream.average_rate) / ref.true_rate
     return Video(container, stream, ref, limits, deadline, tick)
+
+
+def _main_stream(container: InputContainer, where: str) -> VideoStream:
+    """The film among several video streams: the default one, or the largest, as ffmpeg chooses; never a cover, a
+    thumbnail or a preview, unless there is nothing else."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & _PICTURES]
+    if not streams:
+        kinds = ", ".join(sorted({s.type for s in container.streams}))
+        raise VideoError("no_video_stream", where, f"streams: {kinds or 'none'}")
+    if all(stream.codec_context is None for stream in streams):
+        raise VideoError("unknown_codec", where, "no decoder for it is built in")
+
+    def aside(stream: VideoStream) -> bool:
+        context, said = stream.codec_context, " ".join(stream.metadata.values()).lower()
+        if stream.frames == 1 or any(word in said for word in _ASIDE):
+            return True
+        quicker = [s.codec_context for s in streams if s.codec_context and _rate(s) >= 5 * _rate(stream) > 0]
+        pixels = 0 if context.name in _PICTURE_CODECS else context.width * context.height
+        return any(other.width * other.height >= pixels for other in quicker)
+
+    def rank(stream: VideoStream) -> tuple[bool, bool, bool, int]:
+        context = stream.codec_context
+        if context is None:
+            return False, False, False, 0
+        default = bool(stream.disposition & Disposition.default)
+        return True, not aside(stream), default, context.width * context.height
+
+    return max(streams, key=rank)
+
+
+def _rate(stream: VideoStream) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 0)
 
 
 def _first_pts(video: Video) -> int:

@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 
 from lawm import storage
 from lawm.config import ClipSpec, VideoLimits
-from lawm.video.cutting import shape
+from lawm.video.cutting import Cutter
 from lawm.video.decode import Irregular, fast, plain
 from lawm.video.opening import Video, VideoError, open_video
 from lawm.video.ref import VideoRef, empty_row
@@ -64,8 +64,10 @@ def _fill(row: dict[str, Any], video: Video) -> None:
     row["duration_s"] = last + 1 / row["rate"]
     video.set_up_decoder(explode=False)
     ends = (keys_K[0], keys_K[-1]) if len(keys_K) else (0.0,)  # an episode may begin and end between two key frames
+    cut = Cutter(stream, video.limits, video.error, ClipSpec())
     for at in sorted({float(end) for end in ends}):
-        row["width"], row["height"], _ = _decode_one(video, at, lambda frame: shape(frame, stream))
+        # Cut as for a clip: what no clip can be made of is refused here.
+        row["width"], row["height"] = _decode_one(video, at, lambda frame: (cut(frame), cut.shape(frame)[:2])[1])
 
 
 def _decode_one(video: Video, at: float, cut: Callable[[VideoFrame], T]) -> T:
