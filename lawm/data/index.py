@@ -44,14 +44,17 @@ INDEX_SCHEMA = pa.schema(
         ("true_rate", pa.float64()),
         ("version", pa.int64()),
         ("group", pa.string()),
+        ("largest_gap_s", pa.float64()),
     ]
 )
 """One row a video. Width and height as displayed (after rotation), pixels; `rate` in frames/s from the
 time stamps, `container_rate` as the container claims; `start_s` the container's time of the first frame;
-`duration_s` and `keyframes_s` in seconds from the first frame; `reason` null when the video can be used. The last
-five, null for most: see VideoRef. Videos of one `group` are on one side of the split; null: a group of its own."""
+`duration_s` and `keyframes_s` in seconds from the first frame; `reason` null when the video can be used. From
+`begin_s` to `group`, null for most: see VideoRef. Videos of one `group` are on one side of the split; null: a group of
+its own. `largest_gap_s`: seconds between the neighbouring frames that are furthest apart, null where the rate does not
+vary."""
 
-_LATER = ("begin_s", "end_s", "true_rate", "version", "group")
+_LATER = ("begin_s", "end_s", "true_rate", "version", "group", "largest_gap_s")
 """Columns that an index need not have, and that are not read where all are null."""
 
 

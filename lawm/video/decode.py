@@ -5,22 +5,26 @@ the clip to its end are read first, without decoding; their time stamps say whic
 only these and what they can depend on are decoded. Left out are pictures that nothing refers to (by the
 header of their H.264 or HEVC slices), and everything between a wanted picture and the last key frame before
 the next one. Where a stream does not keep the rules on which this rests, the clip is decoded again in the
-plain way; where that does not give the wanted pictures whole, it is refused.
+plain way; where that does not give the wanted pictures whole, it is refused. What is trusted, and what is held
+against the decoder, says docs/video.md.
 """
 
 from __future__ import annotations  # Packet takes its parameter in annotations only
 
 import contextlib
+import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import av
 import av.error
 import numpy as np
+from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 
 from lawm.config import ClipSpec, VideoLimits
@@ -34,6 +38,8 @@ from lawm.video.timing import choose
 _HELD_BYTES = 512 << 20
 """Compressed bytes of one clip, with what comes before it back to a key frame, that may be held in memory."""
 
+_REORDERED = 17
+"""Pictures that may be shown later than the next one in decoding order: 16 B-frames and the one before them."""
 
 T = TypeVar("T")
 
@@ -61,23 +67,29 @@ def _gather(video: Video, first_s: float, last_s: float) -> list[Held]:
     for back_s in (0.0, 2.0, 10.0, None):
         video.rewind(None if back_s is None else first_s - back_s)
         held: list[Held] = []
-        size = 0
+        size, lost, damaged = 0, False, False
         for packet in video.packets():
+            if video.lost(packet):
+                lost = True
+                continue
             if packet.pts is None:
                 raise Irregular
             at, key = video.at(packet.pts), packet.is_keyframe
             if key and at <= first_s + near:
-                held, size = [], 0  # what came before it cannot be wanted, nor referred to by what is
+                held, size, lost, damaged = [], 0, False, False  # what came before it is not wanted, nor referred to
             elif not held:
                 if key:
                     break  # too late: look further back
                 continue
             held.append(Held(packet, at, key, shown=video.shows(packet)))
             size += packet.size
+            damaged |= lost
             if size > _HELD_BYTES:
                 raise video.error("too_large", f"more than {_HELD_BYTES >> 20} MiB from a key frame to the clip's end")
             if packet.dts is not None and video.at(packet.dts) > last_s + near:
                 break
+        if damaged:
+            raise Irregular
         if held:
             return held
     raise Irregular
@@ -118,6 +130,8 @@ def fast(
     video: Video, wanted_F: np.ndarray, spec: ClipSpec, cut: Callable[[VideoFrame], T]
 ) -> Iterator[tuple[int, float, T]]:
     """(i, time, cut(frame)) for every wanted time, in the order of decoding. Raises Irregular, VideoError."""
+    if video.by_dts:
+        raise Irregular
     held = _gather(video, float(wanted_F[0]), float(wanted_F[-1]) + 0.5 / spec.fps)
     context = video.stream.codec_context
     spare = packets.disposability([h.packet for h in held], context.name, context.extradata or b"")
@@ -136,7 +150,7 @@ def fast(
     left = set(wanted)
     for run in packets.runs(held, left, spare):
         context.flush_buffers()
-        first = run[0].pts
+        first = latest = run[0].pts
         for packet in [*run, None]:
             video.check_time()
             try:
@@ -148,6 +162,9 @@ def fast(
                     continue
                 if frame.is_corrupt or (frame.pts == first and not _is_key(frame)):
                     raise Irregular
+                if latest is not None and frame.pts < latest:
+                    raise Irregular  # shown in another order than the times say
+                latest = frame.pts
                 if frame.pts in left:
                     left.discard(frame.pts)
                     picture = cut(frame)
@@ -169,12 +186,14 @@ def plain(
     Errors are left to the decoder; a frame is refused if it, or another since the last key frame, is damaged.
     """
     near, half = video.near, 0.5 / spec.fps
-    for back_s in (10.0, None):
+    # Where times are dealt out, those of the first pictures after a key frame may be wrong.
+    late_s = _dealing_s(video)
+    for back_s in (10.0 + late_s, None) if late_s < math.inf else (None,):
         video.rewind(None if back_s is None else float(wanted_F[0]) - back_s)
         damages: list[tuple[float, int]] = []
         kept: list[tuple[float, float, int, T]] = []  # time, time of its key frame, place in the output, picture
         key_at = -math.inf
-        for place, (at, frame) in enumerate(_all_frames(video, damages)):
+        for place, (at, frame) in enumerate(all_frames(video, damages)):
             key_at = at if _is_key(frame) else key_at
             # Only the frames before and after a wanted time can be chosen.
             if len(kept) >= 2 and not np.any((wanted_F + near >= kept[-2][0]) & (wanted_F <= at + near)):
@@ -200,26 +219,71 @@ def plain(
         yield i, at, picture
 
 
-def _all_frames(video: Video, damages: list[tuple[float, int]]) -> Iterator[tuple[float, VideoFrame]]:
-    """(time, frame) from where the container stands; `damages` gets the time and the place of what was damaged."""
+def _dealing_s(video: Video) -> float:
+    """Seconds by which a packet's own time and that of its picture may differ."""
+    rate = video.stream.average_rate or video.stream.guessed_rate
+    return (_REORDERED / float(rate) if rate else math.inf) if video.by_dts else 0.0
+
+
+def all_frames(
+    video: Video, damages: list[tuple[float, int]], found: Iterable[Packet[Any]] | None = None
+) -> Iterator[tuple[float, VideoFrame]]:
+    """(time, frame) in the order in which the decoder shows them, from the packets `found`, or where the container
+    stands; `damages` gets the time and the place of what was damaged. Raises VideoError: bad_timestamps where the times
+    say another order.
+
+    Where the container holds times of decoding alone, the k-th picture has the k-th of the times whose packets gave a
+    picture: a later packet's time is greater, and at most _REORDERED pictures are out before an earlier packet's is.
+    """
+    stamps: list[int] = []  # a heap
+    frames: deque[VideoFrame] = deque()
+    latest = -math.inf
+    for frame in _decoded(video, damages, video.packets() if found is None else found):
+        if frame.pts is None:
+            raise video.error("bad_timestamps", "a picture has no time")
+        heapq.heappush(stamps, frame.pts)
+        frames.append(frame)
+        if video.by_dts and len(frames) <= _REORDERED:
+            continue
+        stamp = heapq.heappop(stamps)
+        if stamp < latest and not damages:
+            said = f"a picture of {video.at(stamp):.3f} s is shown after one of {video.at(int(latest)):.3f} s"
+            raise video.error("bad_timestamps", f"{said}: the times say another order than the decoder; encode it anew")
+        latest = max(latest, stamp)
+        yield video.at(stamp), frames.popleft()
+    while frames:
+        yield video.at(heapq.heappop(stamps)), frames.popleft()
+
+
+def _decoded(video: Video, damages: list[tuple[float, int]], found: Iterable[Packet[Any]]) -> Iterator[VideoFrame]:
     context = video.stream.codec_context
     context.flush_buffers()
+    late_s = _dealing_s(video)
     place = 0
-    needed = itertools.takewhile(lambda p: p.dts is None or p.dts < video.stop, video.packets())
+    lost: list[tuple[float, int]] = []
+    needed = itertools.takewhile(lambda p: p.dts is None or p.dts < video.stop, found)
     for packet in itertools.chain(needed, [None]):
+        if packet is not None and video.by_dts:
+            packet.pts = packet.dts  # the frame will have it
+        stamp = None if packet is None else packet.pts
+        if packet is not None and video.lost(packet):
+            lost.append((math.inf if stamp is None else video.at(stamp) + late_s, place))
+            continue
+        if packet is not None:
+            damages += lost  # what is decoded from here on may refer to it
+            lost = []
         try:
             frames = context.decode(packet)
         except (av.error.FFmpegError, ValueError):
-            stamp = None if packet is None else packet.pts
-            damages.append((math.inf if stamp is None else video.at(stamp), place))
+            damages.append((math.inf if stamp is None else video.at(stamp) + late_s, place))
             continue
         for frame in frames:
-            if frame.pts is None or frame.pts >= video.stop:
+            if frame.pts is not None and frame.pts >= video.stop:
                 continue
             if frame.is_corrupt:
-                damages.append((video.at(frame.pts), place))
+                damages.append((math.inf if frame.pts is None else video.at(frame.pts) + late_s, place))
             place += 1
-            yield video.at(frame.pts), frame
+            yield frame
 
 
 def decode_clip(ref: VideoRef, start_s: float, spec: ClipSpec, limits: VideoLimits, seed: int = 0) -> Clip:
@@ -268,6 +332,3 @@ def decode_whole(ref: VideoRef, times_F: np.ndarray, fps: float, short: int, lim
                 found[i] = picture
             return np.stack([found[i] for i in range(len(times_F))])
     raise AssertionError("the plain way is never irregular")
-
-
-# ---------------------------------------------------------------- probing

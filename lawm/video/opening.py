@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 
 from lawm import storage
 from lawm.config import LawmError, VideoLimits
+from lawm.video import packets
 from lawm.video.ref import VideoRef
 
 Reason = Literal[
@@ -75,6 +76,9 @@ class Video:
     stop: float = math.inf
     """Time stamp from which on nothing more is shown."""
     version: int | None = None
+    by_dts: bool = False
+    """The container holds times of decoding alone, and the codec reorders pictures: they are dealt out to the pictures
+    in the order in which the decoder shows them."""
 
     @property
     def near(self) -> float:
@@ -84,8 +88,18 @@ class Video:
     def at(self, stamp: int) -> float:
         return (stamp - self.zero) * self.tick
 
+    def stamp(self, packet: Packet[VideoStream]) -> int | None:
+        return packet.dts if self.by_dts else packet.pts
+
+    def lost(self, packet: Packet[VideoStream]) -> bool:
+        """Whether bytes of it are missing: cut short by the file's end, or never written."""
+        return packet.is_corrupt or packets.is_hole(packet, self.stream.codec_context.name)
+
     def shows(self, packet: Packet[VideoStream]) -> bool:
-        return packet.pts is not None and self.zero <= packet.pts < self.stop and not packet.is_discard
+        stamp = self.stamp(packet)
+        if stamp is None or not self.zero <= stamp < self.stop or packet.is_discard:
+            return False
+        return not self.lost(packet) and not packets.hides(packet, self.stream.codec_context.name)
 
     def error(self, reason: Reason, detail: str = "") -> VideoError:
         return VideoError(reason, str(self.ref), detail)
@@ -95,13 +109,22 @@ class Video:
             raise self.error("timeout", f"not done after {self.limits.timeout_s:g} s")
 
     def packets(self) -> Iterator[Packet[VideoStream]]:
-        """Packets of the video stream from where the container stands to where it ends or breaks off."""
+        """Packets of the video stream from where the container stands to where it ends or breaks off. Raises
+        VideoError: bad_timestamps where times start again, as in streams that were put one after the other."""
+        latest = -math.inf
         try:
             for packet in self.container.demux(self.stream):
                 self.check_time()
-                # Left out: the flush packet, one that the file's end cuts short, a hole that a download has left.
-                if packet.size and not packet.is_corrupt and any(memoryview(packet)[:16]):
-                    yield packet
+                if not packet.size:
+                    continue  # the flush packet; in AVI and Ogg also "the picture before stays"
+                stamp = self.stamp(packet)
+                if stamp is not None and not packet.is_discard and not self.lost(packet):
+                    # All that is decoded before a key frame is shown before it.
+                    if packet.is_keyframe and stamp < latest:
+                        again = f"after {self.at(int(latest)):.3f} s times start again at {self.at(stamp):.3f} s"
+                        raise self.error("bad_timestamps", f"{again}: videos put one after the other? remux it")
+                    latest = max(latest, stamp)
+                yield packet
         except (av.error.ExitError, TimeoutError):
             raise self.error("timeout", f"not read after {self.limits.timeout_s:g} s") from None
         except (av.error.FFmpegError, IndexError):  # IndexError: PyAV, at the end, if a stream has turned up meanwhile
@@ -113,8 +136,9 @@ class Video:
         for back_s in (0.0, 2.0, 10.0, None):
             self.rewind(None if back_s is None else at - back_s)
             found = self.packets()
-            key = next((p for p in found if p.is_keyframe and p.pts is not None), None)
-            if key is not None and key.pts is not None and (back_s is None or self.at(key.pts) <= at + self.near):
+            key = next((p for p in found if p.is_keyframe and self.stamp(p) is not None), None)
+            stamp = None if key is None else self.stamp(key)
+            if key is not None and stamp is not None and (back_s is None or self.at(stamp) <= at + self.near):
                 return itertools.chain([key], found)
         return iter(())
 
@@ -208,7 +232,10 @@ def open_video(ref: VideoRef, limits: VideoLimits, deadline: float) -> Iterator[
             raise VideoError("corrupt" if known else "not_video", where, said) from None
         video = _video_of(container, ref, limits, deadline)
         try:
-            first = _first_pts(video)
+            video = replace(video, by_dts=_decoding_times_alone(video))
+            if video.by_dts and (ref.begin_s is not None or ref.end_s is not None):
+                raise video.error("bad_timestamps", "an episode of a file that holds no times of display; remux it")
+            first = _first_stamp(video)
             video = replace(video, first=first, zero=first, version=version)
             yield video if ref.begin_s is None and ref.end_s is None else _episode(video)
         except storage.ReplacedError:
@@ -271,7 +298,21 @@ def _rate(stream: VideoStream) -> float:
     return float(stream.average_rate or stream.guessed_rate or 0)
 
 
-def _first_pts(video: Video) -> int:
+def _decoding_times_alone(video: Video) -> bool:
+    """Whether display times are FFmpeg's guess, from times of decoding, for a codec that reorders."""
+    form, context = video.container.format.name, video.stream.codec_context
+    if not context.codec.reorder:
+        return False
+    if form == "mpeg":  # has the time of some pictures only, as DVDs do
+        missing = any(packet.pts is None for packet in itertools.islice(video.packets(), 64))
+        video.rewind(None)
+        return missing
+    compatible = "matroska" in form and context.codec_tag.strip("\0") != ""  # a track as in an AVI
+    # MPEG-4 without B-frames is not reordered; H.264 says too little of that before it is decoded.
+    return (form in ("avi", "asf") or compatible) and (context.has_b_frames or context.name != "mpeg4")
+
+
+def _first_stamp(video: Video) -> int:
     """Time stamp of the first frame that is shown, from the first few packets of a video just opened.
 
     Frames before the first key frame, or before the start of an edit list, are never shown.
@@ -280,12 +321,17 @@ def _first_pts(video: Video) -> int:
     key: int | None = None
     count = 0
     for packet in video.packets():
-        count += 1
-        if packet.is_keyframe and key is None:
-            key = packet.pts
-        if key is None or packet.pts is None or packet.pts < key or packet.is_discard:
+        if video.lost(packet):
             continue
-        first = packet.pts if first is None else min(first, packet.pts)
+        count += 1
+        stamp = video.stamp(packet)
+        if packet.is_keyframe and key is None:
+            key = stamp
+        if key is None or stamp is None or stamp < key or packet.is_discard:
+            continue
+        if packets.hides(packet, video.stream.codec_context.name):
+            continue
+        first = stamp if first is None else min(first, stamp)
         # Packets come in the order of dts, and pts >= dts: nothing earlier can follow.
         if (packet.dts is not None and packet.dts >= first) or count > 4096:
             break

@@ -1,4 +1,4 @@
-"""Which frames make a clip, and which packets of a compressed video have to be decoded for them.
+"""Which frames make a clip, which packets of a compressed video have to be decoded for them, and which show nothing.
 
 Only times and headers are looked at; nothing is read or decoded here.
 """
@@ -11,6 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from av.packet import Packet
 from av.video.stream import VideoStream
+
+NEVER_ZEROS = (
+    "h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg", "prores",
+)  # fmt: skip
+"""Decoders of which no packet can consist of zeros: there it is a hole that a download has left. Elsewhere (raw video)
+it may be a black picture."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,37 @@ def runs(held: Sequence[Held], wanted: Set[int | None], spare: Sequence[bool]) -
                 run.append(held[i].packet)
         whole = stop == starts[group + 1] - 1
     return [*found, run] if run else found
+
+
+def is_hole(packet: Packet[VideoStream], codec: str) -> bool:
+    """Whether the packet's bytes were never written."""
+    return codec in NEVER_ZEROS and not any(memoryview(packet)[:16]) and not any(memoryview(packet))
+
+
+def hides(packet: Packet[VideoStream], codec: str) -> bool:
+    """Whether a VP8 or VP9 packet says that its picture is not shown (RFC 6386, section 9.1; VP9 bitstream
+    specification, section 6.2 and annex B); for other codecs False."""
+    if codec in ("vp8", "libvpx"):
+        return not memoryview(packet)[0] & 0x10
+    return codec in ("vp9", "libvpx-vp9") and not any(map(_vp9_shows, _vp9_frames(bytes(packet))))
+
+
+def _vp9_frames(data: bytes) -> list[bytes]:
+    """The frames of a superframe, whose sizes stand at its end."""
+    last = data[-1]
+    count, width = (last & 7) + 1, (last >> 3 & 3) + 1
+    start = len(data) - 2 - count * width
+    if last & 0xE0 != 0xC0 or start < 0 or data[start] != last:
+        return [data]
+    sizes = [int.from_bytes(data[at : at + width], "little") for at in range(start + 1, len(data) - 1, width)]
+    starts = [sum(sizes[:i]) for i in range(count)]
+    return [data[at : at + size] for at, size in zip(starts, sizes, strict=True) if size]
+
+
+def _vp9_shows(frame: bytes) -> bool:
+    bits = int.from_bytes(frame[:2].ljust(2, b"\0"), "big")
+    at = 16 - 4 - (bits >> 12 & 3 == 3)  # after the marker and the profile, and a reserved bit for profile 3
+    return bool(bits >> at - 1 & 1 or bits >> at - 3 & 1)  # show_existing_frame; else frame_type, then show_frame
 
 
 def disposability(packets: Sequence[Packet[VideoStream]], codec: str, extradata: bytes) -> list[bool]:

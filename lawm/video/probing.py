@@ -1,10 +1,12 @@
-"""What a video holds: one row of an index, from its packets and the frames at its ends."""
+"""What a video holds: one row of an index, from its packets, which the decoder confirms at both ends."""
 
 from __future__ import annotations  # VideoFrame takes its parameter in annotations only
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +15,7 @@ from av.video.frame import VideoFrame
 from lawm import storage
 from lawm.config import ClipSpec, VideoLimits
 from lawm.video.cutting import Cutter
-from lawm.video.decode import Irregular, fast, plain
+from lawm.video.decode import Irregular, all_frames, fast, plain
 from lawm.video.opening import Video, VideoError, open_video
 from lawm.video.ref import VideoRef, empty_row
 
@@ -21,10 +23,20 @@ T = TypeVar("T")
 
 _TABLE_BYTES = 64 << 20
 """From this size on, and on S3, `probe` takes times from an mp4's own table and does not read the whole file."""
+_ONE_EACH = (
+    "h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "libaom-av1", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg",
+    "prores",
+)  # fmt: skip
+"""Decoders that give one picture for each packet, save for what its header says. With others every frame is decoded."""
+_NO_VOP = 19
+"""Bytes up to which a packet of MPEG-4 may be one that holds no picture (MAX_NVOP_SIZE in FFmpeg's mpeg4videodec)."""
+_SAMPLE = 16
+"""Pictures that are decoded at each end of a video to see whether the packets have said the truth."""
 
 
 def probe(ref: VideoRef, limits: VideoLimits) -> dict[str, Any]:
-    """One index row (`empty_row`). Reads packets, decodes the first and the last key frame.
+    """One index row (`empty_row`). Reads packets, decodes some frames at both ends, and all of
+    them where packets do not say which pictures there are (docs/video.md).
 
     A video that cannot be used gets a `reason` ("reason: detail") and whatever could be found out; only
     StorageError (S3 cannot be reached) is raised.
@@ -49,20 +61,23 @@ def _fill(row: dict[str, Any], video: Video) -> None:
         "container_rate": float(rate) if rate else None,
         "version": video.version,
     }
-    times_N, keys_K = _times(video)
+    video.set_up_decoder(explode=False)
+    found = _times(video)
+    times_N, keys_K = found.times_N, found.keys_K
     start_s = video.zero * float(stream.time_base or 1)
     row |= {"frames": len(times_N), "start_s": start_s, "keyframes_s": keys_K.astype(np.float32)}
     if len(times_N) < 2:
         raise video.error("too_short", "a single frame")
     gaps = np.diff(times_N)
     last = float(times_N[-1])
-    if last <= 0:
+    if last <= times_N[0]:
         raise video.error("zero_duration", f"all {len(times_N)} frames at the same time")
     usual = float(np.median(gaps))
-    row["rate"] = (len(times_N) - 1) / last
+    row["rate"] = (len(times_N) - 1) / (last - float(times_N[0]))
     row["variable_rate"] = bool(np.max(np.abs(gaps - usual)) > max(0.1 * usual, 1.5 * video.tick))
     row["duration_s"] = last + 1 / row["rate"]
-    video.set_up_decoder(explode=False)
+    if row["variable_rate"]:
+        row["largest_gap_s"] = float(np.max(gaps))
     ends = (keys_K[0], keys_K[-1]) if len(keys_K) else (0.0,)  # an episode may begin and end between two key frames
     cut = Cutter(stream, video.limits, video.error, ClipSpec())
     for at in sorted({float(end) for end in ends}):
@@ -78,30 +93,105 @@ def _decode_one(video: Video, at: float, cut: Callable[[VideoFrame], T]) -> T:
     raise video.error("corrupt", f"the frame at {at:.3f} s cannot be decoded")
 
 
-def _times(video: Video) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Times:
     """Ascending times of all frames that are shown and of the key frames, in seconds from the first frame."""
+
+    times_N: np.ndarray
+    keys_K: np.ndarray
+    doubt: bool = False
+    """Whether packets alone do not say which pictures there are."""
+
+
+def _times(video: Video) -> _Times:
+    """As the packets say; where these cannot be trusted, or the decoder disagrees at an end, as a full decode says."""
+    found = None
     if storage.is_s3(video.ref.source) or video.ref.size >= _TABLE_BYTES:
-        table = _times_from_table(video)
-        if table is not None:
-            return table
+        found = _times_from_table(video)
+        if found is not None and not _agrees(video, found):
+            found = None
+    if found is None:
+        found = _times_from_packets(video)
+        if len(found.times_N) > 1 and (found.doubt or not _agrees(video, found)):
+            found = _times_from_pictures(video)
+    return found
+
+
+def _times_from_packets(video: Video) -> _Times:
     stamps: list[int] = []
     keys: list[int] = []
+    delays: set[int] = set()
+    context = video.stream.codec_context
+    doubt = video.by_dts or context.name not in _ONE_EACH
     whole = video.ref.begin_s is None and video.ref.end_s is None
     video.rewind(None)
     for packet in video.packets() if whole else video.packets_around(0.0):
-        if packet.pts is None:
+        stamp = video.stamp(packet)
+        if stamp is None:
+            doubt = True
             continue
         if packet.is_keyframe and (whole or video.shows(packet)):
-            keys.append(packet.pts)
+            keys.append(stamp)
         if video.shows(packet):
-            stamps.append(packet.pts)
-            _check_length(video, video.at(packet.pts))
+            stamps.append(stamp)
+            _check_length(video, video.at(stamp))
+            doubt |= context.name == "mpeg4" and packet.size <= _NO_VOP
+            if packet.dts is not None:
+                delays.add(stamp - packet.dts)
         if packet.dts is not None and packet.dts >= video.stop:
             break
-    return video.at(np.sort(np.array(stamps))), video.at(np.sort(np.array(keys)))  # type: ignore[arg-type, return-value]
+    # The codec announces that it reorders, and the times do not: perhaps they are those of decoding.
+    doubt |= bool(context.has_b_frames) and len(delays) == 1
+    return _Times(_seconds(video, stamps), _seconds(video, keys), doubt)
 
 
-def _times_from_table(video: Video) -> tuple[np.ndarray, np.ndarray] | None:
+def _times_from_pictures(video: Video) -> _Times:
+    """By decoding everything: what is shown, in the order in which it is shown."""
+    times: list[float] = []
+    keys: list[float] = []
+    whole = video.ref.begin_s is None and video.ref.end_s is None
+    video.rewind(None)
+    for at, frame in all_frames(video, [], None if whole else video.packets_around(0.0)):
+        if at < -video.near:
+            continue
+        times.append(at)
+        if frame.key_frame:
+            keys.append(at)
+        _check_length(video, at)
+    if not times:
+        raise video.error("corrupt", "no frame could be decoded")
+    return _Times(np.array(times), np.array(keys))
+
+
+def _agrees(video: Video, said: _Times) -> bool:
+    """Whether the decoder shows just the pictures that are said, at the beginning and from the last key frame on. True
+    where it meets damage: the clips that contain it will be refused."""
+    whole = video.ref.begin_s is None and video.ref.end_s is None
+    last = said.keys_K[said.keys_K <= said.times_N[-1]] if len(said.keys_K) else said.keys_K
+    for at in sorted({0.0, *last[-1:].tolist()}):
+        if whole and at == 0.0:
+            video.rewind(None)
+        damages: list[tuple[float, int]] = []
+        shown = all_frames(video, damages, None if whole and at == 0.0 else video.packets_around(at))
+        pictures = itertools.islice((t for t, _ in shown if t >= at - video.near), _SAMPLE)
+        try:
+            found = np.array(list(pictures))
+        except VideoError as error:
+            if error.reason != "bad_timestamps":
+                raise
+            return False
+        wanted = said.times_N[said.times_N >= at - video.near][:_SAMPLE]
+        same = len(found) == len(wanted) and np.all(np.abs(found - wanted) <= 2 * video.near)
+        if not (same or damages):
+            return False
+    return True
+
+
+def _seconds(video: Video, stamps: list[int]) -> np.ndarray:
+    return np.array([video.at(stamp) for stamp in sorted(stamps)])
+
+
+def _times_from_table(video: Video) -> _Times | None:
     """Times from an mp4's sample table, without reading the frames; None where it has no whole one.
 
     The table is in decoding order with decoding times. Their differences are those of the display times, save
@@ -119,7 +209,7 @@ def _times_from_table(video: Video) -> tuple[np.ndarray, np.ndarray] | None:
     if not stamps or (not keys and video.ref.begin_s is None):
         return None
     _check_length(video, video.at(stamps[-1][0]))
-    return video.at(np.array([stamp for stamp, _ in stamps])), video.at(np.array(keys))  # type: ignore[arg-type, return-value]
+    return _Times(_seconds(video, [stamp for stamp, _ in stamps]), _seconds(video, keys))
 
 
 def _check_length(video: Video, seconds: float) -> None:

@@ -49,7 +49,7 @@ class VideoRef:
 
 FACTS = (
     "container", "codec", "width", "height", "rate", "container_rate", "variable_rate", "frames",
-    "start_s", "duration_s", "keyframes_s", "reason",
+    "start_s", "duration_s", "keyframes_s", "reason", "largest_gap_s",
 )  # fmt: skip
 """What an index says of a video besides where it lies."""
 
