@@ -120,7 +120,8 @@ def train_all(demo: Demo) -> None:
 def measure(demo: Demo) -> list[Result]:
     """Evaluations on held-out PushT, planning, and what can be said of the natural videos."""
     from lawm.cluster.evaluate import evaluate
-    from lawm.cluster.plan import plan_episodes, summarize_episodes
+    from lawm.cluster.plan import plan_episodes
+    from lawm.planning import summarize_episodes
     from lawm.training import read_about
 
     model, twin, controller = (demo.path(n) for n in ("model", "deterministic", "controller"))
@@ -137,7 +138,7 @@ def measure(demo: Demo) -> list[Result]:
         )
         e = config.evaluate
         step = read_about(model)["step"]
-        results += summarize_episodes(rows, "arena units", "PushT, held out", step, e.bootstrap, e.seed)
+        results += summarize_episodes(rows, "PushT, held out", step, e.bootstrap, e.seed)
     write_results(demo.path("results.json"), results)
     return results
 

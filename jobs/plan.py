@@ -10,7 +10,7 @@ import sys
 from jobs._cli import base_parser, describe, run_job
 from jobs._run import add_data_arguments, checkpoint_config, counted, write_results
 from lawm import storage
-from lawm.config import LawmError
+from lawm.config import LawmError, override
 
 
 @run_job
@@ -23,14 +23,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--controller", required=True, metavar="URI", help="the controller of that model")
     parser.add_argument("--out", default="runs/plan", metavar="URI", help="folder of the episodes (default: runs/plan)")
     parser.add_argument(
-        "--unit", default="action units", metavar="UNIT", help="unit of the actions, for the tables (as in: m)"
+        "--unit", metavar="UNIT", help="unit of translations, where the labels do not say it (as in: m)"
     )
     parser.add_argument("--dataset", default="held-out", metavar="NAME", help="what the results call the data")
     args = parser.parse_args(argv)
     config = checkpoint_config(args)
+    if args.unit:
+        config = override(config, "plan.unit", args.unit)
 
-    from lawm.cluster.plan import labelled_clips, needs, plan_episodes, summarize_episodes
+    from lawm.cluster.plan import label_ranges, labelled_clips, needs, plan_episodes
     from lawm.cluster.session import start
+    from lawm.planning import remarks, summarize_episodes
     from lawm.report import print_table, results_table
     from lawm.training import read_about
 
@@ -45,9 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     with start(config.cluster, needs=needs(config)), counted("plan") as show:
         rows = plan_episodes(config, model, controller, out, lambda done, total: show(done, total, "episodes"))
     step, e = read_about(model)["step"], config.evaluate
-    results = summarize_episodes(rows, args.unit, args.dataset, step, e.bootstrap, e.seed)
+    results = summarize_episodes(rows, args.dataset, step, e.bootstrap, e.seed)
     write_results(storage.join(out, "results.json"), results)
     print_table(results_table(f"planning with {args.checkpoint}", results))
+    for said in remarks(rows, label_ranges(config), config.plan.percentiles):
+        print(said)
     print(f"episodes: {storage.join(out, 'episodes.jsonl')}")
     return 0
 

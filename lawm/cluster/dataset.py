@@ -23,7 +23,6 @@ from lawm.config import Config, LawmError
 from lawm.data import (
     FRAMES_OFF,
     INDEX_SCHEMA,
-    ActionKind,
     Batch,
     Index,
     Labels,
@@ -75,7 +74,7 @@ def read_dataset(
     if storage.exists(storage.join(out, MANIFEST)):
         claim(out, MANIFEST, wanted)
     recordings = _recordings(source, chosen, out, config, progress)
-    table = _label_table(recordings, chosen.actions, source)
+    table = _label_table(recordings, chosen, source)
     claim(out, MANIFEST, wanted)
     # The index comes last, so that none is there that was not held against its labels.
     uri, probed = storage.join(out, "index.parquet"), storage.join(out, "probed.parquet")
@@ -242,12 +241,12 @@ def held_against(row: dict[str, Any], labels: VideoLabels) -> dict[str, Any]:
     return row | {"frames": frames, "duration_s": min(row["duration_s"], steps / labels.rate_hz)}
 
 
-def _label_table(recordings: list[Recording], kind: ActionKind | None, source: str) -> pa.Table | None:
+def _label_table(recordings: list[Recording], spec: ReadSpec, source: str) -> pa.Table | None:
     """The table of labels, looked at before anything is written; None where there are none."""
     labelled = [r.labels for r in recordings if r.labels is not None]
-    if kind is None or not labelled:
+    if spec.actions is None or not labelled:
         return None
-    table = labels_table(labelled, kind)
+    table = labels_table(labelled, spec.actions, layout(spec.kind).meaning(source, spec))
     Labels(table, source)
     return table
 

@@ -10,13 +10,29 @@ import numpy as np
 import ray
 import torch
 from ray import exceptions as ray_errors
+from torch import Tensor
 
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError
 from lawm.data import BadClip, ClipReader, Sample, Split
-from lawm.evaluation import Result, interval, mean, ratio
 from lawm.model import check_state_a_frame
-from lawm.planning import cumulative_error, plan, preset, rollout_cost
+from lawm.planning import (
+    Episode,
+    Shown,
+    action_space,
+    check_units,
+    in_units,
+    mean_action,
+    measured_by,
+    no_action,
+    outside,
+    plan,
+    preset,
+    rollout_cost,
+    sequence_errors,
+    shown_by,
+    units,
+)
 from lawm.storage import exists, is_s3, join, read_bytes, write_bytes
 from lawm.training import (
     check_cache,
@@ -47,10 +63,11 @@ def episode_config(config: Config) -> Config:
 class Planner:
     """Plans single episodes. Everything random follows from (plan.seed, episode)."""
 
-    def __init__(self, config: Config, model: str, controller: str) -> None:
+    def __init__(self, config: Config, model: str, controller: str, shown: Shown) -> None:
         if config.cluster.plan_actors > 1:
             torch.set_num_threads(1)
-        self.config = episode_config(config)
+        self.config, self.shown = episode_config(config), shown
+        self.settings = preset(config.plan)
         self.device = pick_device()
         self.model, parent = load_model(model, config=self.config)
         self.controller = load_controller(controller, self.model, parent).to(self.device)
@@ -59,6 +76,11 @@ class Planner:
         self.training = ClipReader(self.config, "train", labelled=True)
         if self.held_out.cache is not None:
             check_cache(self.held_out.cache, self.config, self.model)
+        assert self.held_out.labels is not None
+        self.labels = self.held_out.labels
+        self.dimensions = in_units(self.labels.meaning.actions, self.settings.unit)
+        scales = self.controller.controller.action_mean, self.controller.controller.action_std
+        self.space = action_space(self.settings, self.dimensions, *scales, shown)
 
     def _clip(self, reader: ClipReader, position: int) -> Sample:
         """The clip there, or the next good one."""
@@ -68,46 +90,51 @@ class Planner:
                 return found
         raise LawmError("no held-out labelled clip can be read")
 
+    def _ends(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Normalised states [1, 1, N, D] of the first frame, [1, N, D] of the last; labelled clips have one a frame."""
+        batch = collate([sample]).to(self.device)
+        if batch.frames_BFCHW is None:
+            states = self.model.states(batch)
+            return states[:, :1], states[:, -1]
+        ends = [batch.frames_BFCHW[:, :1], batch.frames_BFCHW[:, -1:]]
+        start, goal = (self.model.state_norm(self.model.encode(frames)) for frames in ends)
+        return start, goal[:, 0]
+
     @torch.no_grad()
     def episode(self, number: int) -> dict[str, Any]:
-        """Plans from the clip's first frame to its last; errors in the actions' units (equation 3)."""
-        settings = preset(self.config.plan)
+        """Plans from the clip's first frame to its last. The row: errors of the plan and of each baseline by kind of
+        dimension, in SI units, their predicted costs, and what leaves the range of the training split's actions."""
+        settings = self.settings
         sample = self._clip(self.held_out, number)
-        assert sample.actions is not None
-        batch = collate([sample]).to(self.device)
-        if batch.frames_BFCHW is not None:
-            ends = [batch.frames_BFCHW[:, :1], batch.frames_BFCHW[:, -1:]]  # labelled clips have a state a frame
-            start, goal = (self.model.state_norm(self.model.encode(frames))[0] for frames in ends)
-        else:
-            states = self.model.states(batch)[0]
-            start, goal = states[:1], states[-1:]
-        generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
-        found = plan(self.model, self.controller, start, goal[0], settings, generator)
         true = sample.actions
+        assert true is not None
+        start, goal = self._ends(sample)
+        generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
+        found = plan(self.model, self.controller, start, goal, self.space, settings, [generator])[0]
         other = self._clip(self.training, int(torch.randint(2**31, (1,), generator=generator))).actions
         assert other is not None
-        still = np.zeros_like(true)
-        sequences = {"planned": found.actions_HA, "true": true, "random": other, "no_action": still}
-        stacked = torch.from_numpy(np.stack(list(sequences.values()))).float().to(self.device)
-        costs = rollout_cost(
-            self.model,
-            self.controller,
-            start.unsqueeze(0),
-            goal,
-            stacked,
-            settings.cost,
-        )
+        at = round(sample.start_s * self.labels.of(sample.key).rate_hz)
+        sequences = {
+            "planned": found.actions_HA,
+            "random": other,
+            "no_action": no_action(self.labels, sample.key, at, true),
+            "mean_action": mean_action(self.shown, true),
+        }
+        every = torch.from_numpy(np.stack([true, *sequences.values()])).float().to(self.device)
+        costs = rollout_cost(self.model, self.controller, start, goal, every, settings.cost).tolist()
+        episode = Episode(self.labels, sample.key, sample.start_s, self.config.data.clip, true)
+        left = outside(found.actions_HA, self.shown)
         return {
             "episode": number,
             "key": sample.key,
+            "group": sample.group,
             "start_s": sample.start_s,
-            "planned_error": cumulative_error(found.actions_HA, true),
-            "random_error": cumulative_error(other, true),
-            "no_action_error": cumulative_error(still, true),
-            "cost": found.cost,
-            "true_action_cost": float(costs[1]),
-            "random_cost": float(costs[2]),
-            "no_action_cost": float(costs[3]),
+            "protocol": settings.preset,
+            "measured": measured_by(self.labels),
+            "units": units(self.dimensions),
+            "errors": sequence_errors(episode, self.dimensions, sequences),
+            "costs": {"best": found.cost} | dict(zip(("true", *sequences), costs, strict=True)),
+            "outside": [d.name for d, out in zip(self.dimensions, left, strict=True) if out],
             "seconds": found.seconds,
             "planned": found.actions_HA.tolist(),
             "true": true.tolist(),
@@ -116,7 +143,7 @@ class Planner:
 
 def identity(config: Config, model: str, controller: str) -> dict[str, Any]:
     """What rows must share to be of one experiment."""
-    said = config.plan.model_dump() | {"model": read_about(model)["fingerprint"]}
+    said: dict[str, Any] = config.plan.model_dump(mode="json") | {"model": read_about(model)["fingerprint"]}
     said["controller"] = read_about(controller)["fingerprint"]
     clips = episode_config(config)
     splits: tuple[Split, Split] = ("val", "train")
@@ -126,6 +153,15 @@ def identity(config: Config, model: str, controller: str) -> dict[str, Any]:
     return {k: v for k, v in said.items() if k != "episodes"}
 
 
+def label_ranges(config: Config) -> dict[str, list[float]]:
+    """Dimension of the actions -> the training split's percentiles that plans keep to, in the labels' units."""
+    reader = ClipReader(episode_config(config), "train", labelled=True)
+    assert reader.labels is not None
+    shown = shown_by(reader, config.plan.percentiles)
+    ends = zip(reader.labels.meaning.actions, shown.low_A.tolist(), shown.high_A.tolist(), strict=True)
+    return {d.name: [low, high] for d, low, high in ends}
+
+
 def labelled_clips(config: Config) -> int:
     """Held-out labelled clips as long as an episode. Raises LawmError where they are fewer than the episodes."""
     total = config.plan.episodes
@@ -133,6 +169,8 @@ def labelled_clips(config: Config) -> int:
     reader = ClipReader(episode_config(config), "val", labelled=True)
     check_free_of_the_past(reader.cache, "planning")
     held_out = len(reader.plan)
+    assert reader.labels is not None
+    check_units(config.plan.preset, in_units(reader.labels.meaning.actions, config.plan.unit))
     if held_out < total:
         raise LawmError(
             f"plan.episodes = {total}, and the held-out labelled videos hold {held_out} clips of "
@@ -151,6 +189,7 @@ def plan_episodes(
     total = config.plan.episodes
     labelled_clips(config)
     where, about = join(out, "episodes.jsonl"), join(out, "episodes.json")
+    shown = shown_by(ClipReader(episode_config(config), "train", labelled=True), config.plan.percentiles)
     said = json.dumps(identity(config, model, controller), indent=1).encode()
     rows: dict[int, dict[str, Any]] = {}
     if exists(where):
@@ -177,7 +216,7 @@ def plan_episodes(
             progress(len(rows), total)
 
     if todo:
-        _spread(config, (config, model, controller), todo, keep)
+        _spread(config, (config, model, controller, shown), todo, keep)
         write_bytes(where, _lines(rows))  # in order, now that all are there
     return [rows[e] for e in sorted(rows) if e < total]
 
@@ -222,28 +261,3 @@ def _spread(
                 ) from error
             waiting.insert(0, episode)
         give(actor)
-
-
-def summarize_episodes(
-    rows: list[dict[str, Any]], unit: str, dataset: str, step: int, resamples: int, seed: int
-) -> list[Result]:
-    """Mean and median errors and their ratios to the baselines, with paired intervals over episodes."""
-    columns = {
-        k: np.array([row[k] for row in rows], dtype=np.float64) for k in rows[0] if isinstance(rows[0][k], float)
-    }
-    planned, still, random = (columns[f"{k}_error"] for k in ("planned", "no_action", "random"))
-    figures: list[tuple[str, Any, list[np.ndarray], str, str]] = [
-        ("planning_error", mean, [planned], unit, ""),
-        ("planning_error_median", lambda x: float(np.median(x)), [planned], unit, ""),
-        ("planning_vs_random", ratio, [planned, random], "ratio", ""),
-        ("planning_vs_no_action", ratio, [planned, still], "ratio", ""),
-        ("random_error", mean, [random], unit, "random actions"),
-        ("no_action_error", mean, [still], unit, "no action"),
-        ("planned_cost_vs_true_actions", ratio, [columns["cost"], columns["true_action_cost"]], "ratio", ""),
-        ("seconds_per_plan", mean, [columns["seconds"]], "s", ""),
-    ]
-    results = []
-    for name, statistic, arrays, what, control in figures:
-        value, low, high = interval(statistic, arrays, resamples, seed)
-        results.append(Result(name, value, low, high, len(rows), what, dataset, step, control, seed))
-    return results

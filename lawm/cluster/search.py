@@ -35,7 +35,7 @@ from lawm.cluster.session import Need, check_resources, explain, on_this_node, v
 from lawm.cluster.session import _chain as causes
 from lawm.config import Config, LawmError, leaf_fields, parse_config
 from lawm.data import ClipReader, open_reader
-from lawm.planning import preset
+from lawm.planning import preset, summarize_episodes
 from lawm.report import (
     Details,
     Estimate,
@@ -303,7 +303,7 @@ def measure(job: Job, trial: str, config: Config, folder: str, row: Row) -> None
         note("plan")
         rows = planning.plan_episodes(config, model, controller, join(folder, "plan"))
         e = config.evaluate
-        results = planning.summarize_episodes(rows, "action units", job.dataset, results[0].step, e.bootstrap, e.seed)
+        results = summarize_episodes(rows, job.dataset, results[0].step, e.bootstrap, e.seed)
         row["results"] |= {r.name: vars(r) for r in results}
 
 

@@ -20,6 +20,8 @@ PLANNING = (
     "planning_error_median",
     "planning_vs_random",
     "planning_vs_no_action",
+    "planning_vs_mean_action",
+    "plans_outside_labels",
     "planned_cost_vs_true_actions",
     "seconds_per_plan",
 )

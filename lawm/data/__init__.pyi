@@ -20,6 +20,10 @@ from lawm.data.datasets.common import ReadSpec as ReadSpec
 from lawm.data.datasets.common import Recording as Recording
 from lawm.data.datasets.layouts import LAYOUTS as LAYOUTS
 from lawm.data.datasets.layouts import layout as layout
+from lawm.data.dimensions import UNKNOWN as UNKNOWN
+from lawm.data.dimensions import Dimension as Dimension
+from lawm.data.dimensions import DimensionKind as DimensionKind
+from lawm.data.dimensions import Meaning as Meaning
 from lawm.data.fitting import Side as Side
 from lawm.data.fitting import data_lines as data_lines
 from lawm.data.fitting import fit_lines as fit_lines

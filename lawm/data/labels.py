@@ -2,7 +2,8 @@
 
 Labels are one Parquet table, one row per video (LABELS_SCHEMA). Action i of a video is the one taken from
 time i / rate_hz to (i + 1) / rate_hz; state i is the world at time i / rate_hz. How the action between two frames of
-a clip comes of these is said in the table's own metadata (`lawm.actions`, one of ActionKind).
+a clip comes of these is said in the table's own metadata (`lawm.actions`, one of ActionKind), and what each number is,
+with its unit, in `lawm.dimensions` (see `dimensions.py`).
 Shape legend: n actions of a video, A action width, S state width, F frames of a clip.
 """
 
@@ -20,6 +21,16 @@ from scipy.spatial.transform import Rotation
 
 from lawm import storage
 from lawm.config import ClipSpec, LawmError
+from lawm.data.dimensions import (
+    DIMENSIONS_KEY,
+    PLANAR,
+    POSE,
+    UNKNOWN,
+    Dimension,
+    Meaning,
+    read_meaning,
+    unnamed,
+)
 from lawm.data.index import parquet_errors
 from lawm.video import choose
 
@@ -87,6 +98,19 @@ def deltas(kind: ActionKind, states_FS: np.ndarray) -> np.ndarray:
     return change.astype(np.float32)
 
 
+def _states_by_kind(kind: ActionKind, width: int) -> tuple[Dimension, ...]:
+    """What the kind of action says of states that nobody has named: no unit of length."""
+    known = {"pose_delta": POSE, "planar_delta": PLANAR}.get(kind, ())[:width]
+    known = tuple(dataclasses.replace(d, unit=UNKNOWN) if d.kind == "translation" else d for d in known)
+    return known + unnamed(width, "state")[len(known) :]
+
+
+def _actions_by_kind(kind: ActionKind, states: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
+    if kind == "planar_delta":
+        return tuple(dataclasses.replace(d, frame="body") for d in states[:3])
+    return states if kind in FROM_STATES else ()
+
+
 class Labels:
     """Actions (and, where known, states) of many videos, looked up by the video's key."""
 
@@ -118,6 +142,30 @@ class Labels:
             self._actions = self._states
         else:
             self._actions = _ragged(_column(table, "actions", where), keys, f"{where}: actions")
+        self._name_dimensions(table, where)
+
+    def _name_dimensions(self, table: pa.Table, where: str) -> None:
+        said = (table.schema.metadata or {}).get(DIMENSIONS_KEY)
+        meaning = read_meaning(said, where) if said is not None else Meaning()
+        states = meaning.states or _states_by_kind(self.kind, self.state_dim or 0)
+        # What is made of states has the states' dimensions.
+        actions = _actions_by_kind(self.kind, states) or meaning.actions or unnamed(self.action_dim, "action")
+        given = (("actions", actions, self.action_dim), ("states", states, self.state_dim or len(states)))
+        for what, dimensions, width in given:
+            if len(self) and len(dimensions) != width:
+                raise LawmError(f"{where}: {width} numbers in its {what}, and {len(dimensions)} named dimensions")
+        if self.kind == "first" and meaning.displacements:
+            raise LawmError(f"{where}: actions of kind first are one of several, and cannot add up to displacements")
+        wanted = [d.kind for d in {"pose_delta": POSE, "planar_delta": PLANAR}.get(self.kind, ())]
+        if wanted and [d.kind for d in actions[: len(wanted)]] != wanted:
+            has = ", ".join(f"{d.name} ({d.kind})" for d in actions[: len(wanted)])
+            raise LawmError(f"{where}: {self.kind} is made of {', '.join(wanted)}; its states are {has}")
+        angles = ("rad", UNKNOWN) if wanted else ("rad", "deg", UNKNOWN)
+        odd = next((d for d in actions if d.kind == "rotation" and d.unit not in angles), None)
+        if odd is not None:
+            raise LawmError(f"{where}: angle {odd.name} in {odd.unit}; expected {' or '.join(angles)}")
+        self.meaning = Meaning(actions, states, self.kind in FROM_STATES or meaning.displacements, meaning.simulator)
+        """What each number of the actions (as clips have them) and of the states is."""
 
     def __len__(self) -> int:
         return len(self._row)
@@ -193,6 +241,12 @@ class Labels:
         grid = np.arange(int(wanted_F[-1] * rate) + 3) / rate
         return choose(grid, wanted_F, 0.5 / clip.fps, min(NEAR_S, 0.1 / rate))
 
+    def first_label(self, key: str, start_s: float, fps: float) -> tuple[int, int]:
+        """(number of the first label, labels per frame) of a clip at `fps` from `start_s`. Raises LawmError where the
+        rates do not divide, or the clip starts between two labels."""
+        each, first = self._steps(self._find(key), start_s, fps)
+        return first, each
+
     def _find(self, key: str) -> int:
         i = self._row.get(key)
         if i is None:
@@ -243,8 +297,9 @@ def _nested(values: Sequence[np.ndarray | None], kind: pa.DataType) -> pa.Array:
     ).cast(kind)
 
 
-def labels_table(rows: Iterable[VideoLabels], kind: ActionKind = "sum") -> pa.Table:
-    """Rows as a table of LABELS_SCHEMA, in their order; its metadata says how actions are meant."""
+def labels_table(rows: Iterable[VideoLabels], kind: ActionKind = "sum", meaning: Meaning | None = None) -> pa.Table:
+    """Rows as a table of LABELS_SCHEMA, in their order; its metadata says how actions are meant, and (`meaning`) what
+    their numbers are."""
     rows = list(rows)
 
     def column(values: list[np.ndarray | None]) -> pa.Array:
@@ -258,12 +313,16 @@ def labels_table(rows: Iterable[VideoLabels], kind: ActionKind = "sum") -> pa.Ta
             column([row.states for row in rows]),
         ],
         schema=LABELS_SCHEMA,
-    ).replace_schema_metadata({KIND_KEY: kind.encode()})
+    ).replace_schema_metadata(
+        {KIND_KEY: kind.encode()} | ({} if meaning is None else {DIMENSIONS_KEY: meaning.to_json()})
+    )
 
 
-def write_labels(rows: Iterable[VideoLabels], uri: str, kind: ActionKind = "sum") -> Labels:
+def write_labels(
+    rows: Iterable[VideoLabels], uri: str, kind: ActionKind = "sum", meaning: Meaning | None = None
+) -> Labels:
     """Write one Parquet table of labels, atomically; rows are checked first, as `Labels` does. Returns them."""
-    table = labels_table(rows, kind)
+    table = labels_table(rows, kind, meaning)
     labels = Labels(table, uri)
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")

@@ -1,3 +1,4 @@
 from lawm.simulation.pusht import PushTSpec as PushTSpec
 from lawm.simulation.pusht import pusht_settings as pusht_settings
 from lawm.simulation.pusht import simulate_pusht as simulate_pusht
+from lawm.simulation.replay import outcomes as outcomes

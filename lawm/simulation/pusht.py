@@ -25,7 +25,7 @@ import numpy as np
 
 from lawm import storage
 from lawm.config import LawmError
-from lawm.data import VideoLabels, add_member, write_labels
+from lawm.data import Dimension, Meaning, VideoLabels, add_member, write_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,23 @@ WALL = 48.0  # targets keep this far from the edge, so that the centre crop (256
 TOWARDS_BLOCK = 0.65  # share of the moves that head for and through the block
 MOVE = (30.0, 95.0)  # commanded distance of one action, arena units
 MOVE_LASTS = (3, 6)  # actions until a new heading is drawn
+REPLAY_OFF = 1.0  # arena units by which a recorded episode may be missed: its numbers are float32
 AGENT_CLEAR = 20.0  # the agent (radius 15) starts at least this far outside the block
+
+
+UNIT = "arena units"  # gym-pusht's, of which the arena's side has 512
+_AGENT = (Dimension("agent x", "translation", UNIT), Dimension("agent y", "translation", UNIT))
+MEANING = Meaning(
+    actions=_AGENT,
+    states=(
+        *_AGENT,
+        Dimension("block x", unit=UNIT),
+        Dimension("block y", unit=UNIT),
+        Dimension("block angle", unit="rad"),
+    ),
+    displacements=False,  # the agent is still on its way to the commanded target when the next action comes
+    simulator="pusht",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +134,50 @@ class PushTSimulator:
             frames.append(self._picture())
             states.append(self._state())
         return Episode(np.stack(frames), np.asarray(actions, np.float32), np.asarray(states, np.float32))
+
+    def outcomes(self, recorded: VideoLabels, start: int, actions_SHA: np.ndarray, parts: int = 1) -> np.ndarray:
+        """The states [S, H + 1, 5] that each of S action sequences leads through from state `start` of a recorded
+        episode, each action given in `parts` equal ones. The episode is played again up to there: the agent's speed is
+        no part of its states. Raises LawmError where it does not play as it was recorded."""
+        assert recorded.states is not None
+        with _interrupt_held_back():
+            return np.stack([self._outcome(recorded, start, actions, parts) for actions in actions_SHA])
+
+    def _outcome(self, recorded: VideoLabels, start: int, actions_HA: np.ndarray, parts: int) -> np.ndarray:
+        assert recorded.states is not None
+        self._set(recorded.states[0])
+        for action in recorded.actions[:start]:
+            self._push(action)
+        here = self._state()
+        off = np.abs(here - recorded.states[start])
+        off[4] = (
+            min(off[4] % (2 * math.pi), -off[4] % (2 * math.pi)) * 100
+        )  # an angle, at an arm of about the block's size
+        if off.max() > REPLAY_OFF:
+            raise LawmError(
+                f"{recorded.key}: played again, state {start} is {here.round(1).tolist()}, recorded "
+                f"{recorded.states[start].round(1).tolist()}; simulate anew with this gym-pusht, or plan elsewhere"
+            )
+        states = [here]
+        for action in actions_HA:
+            for _ in range(parts):
+                self._push(action / parts)
+            states.append(self._state())
+        return np.stack(states)
+
+    def _push(self, action: np.ndarray) -> None:
+        target = np.asarray(self._env.agent.position) + np.asarray(action, np.float64)
+        self._env.step(self._vec(*np.clip(target, 0.0, ARENA).tolist()))
+
+    def _set(self, state: np.ndarray) -> None:
+        """A recorded state. gym-pusht's reset places the block, and then turns it about its centre of gravity: what it
+        is asked for is the place before that turn."""
+        values = [float(v) for v in state]
+        if not hasattr(self._env, "block"):
+            self._env.reset()
+        centre = self._env.block.center_of_gravity
+        place = self._vec(*values[2:4]) - centre + centre.rotated(values[4])
+        self._env.reset(options={"reset_to_state": [*values[:2], *place, values[4]]})
 
     def _reset(self, rng: np.random.Generator) -> None:
         """A random start in which the agent does not overlap the block."""
@@ -247,7 +307,7 @@ def simulate_pusht(
                     raise RuntimeError(f"{_shard_uri(out, number)} cannot be read back")
             labels += rows
     uri = storage.join(out, LABELS_NAME)
-    write_labels(labels, uri)
+    write_labels(labels, uri, "sum", MEANING)
     return uri
 
 

@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 from jobs import tune as tune_job
-from lawm.cluster.plan import summarize_episodes
 from lawm.cluster.search import Ledger, Suggestions, fault_of_the_parameters, mark_pareto, trials_table
 from lawm.cluster.search_space import METRICS, PLANNING, Space, base_config, read_space, with_parameters
 from lawm.cluster.session import Session
 from lawm.config import ConfigError, LawmError
 from lawm.data import INDEX_SCHEMA, list_videos, write_index
 from lawm.evaluation import capacity, control, cycle, leakage
+from lawm.planning import summarize_episodes
 from lawm.recipes import tiny
 from lawm.simulation import PushTSpec, simulate_pusht
 from lawm.storage import StorageError
@@ -129,8 +129,10 @@ def test_every_metric_is_one_that_an_evaluation_gives() -> None:
     figures = [f for part in (capacity, leakage, cycle, control) for f in part.FIGURES]
     measured = {f.name for f in figures if not f.control}
     assert {n for n, e in METRICS.items() if e not in ("planning", "probes")} <= measured
-    row = {k: 1.0 for k in ("planned_error", "random_error", "no_action_error", "cost", "true_action_cost", "seconds")}
-    given = {r.name for r in summarize_episodes([row, row], "m", "d", 1, 100, 0) if not r.control}
+    errors = {name: {"translation": 1.0} for name in ("planned", "random", "no_action", "mean_action")}
+    row = {"protocol": "custom", "measured": "actions", "units": {"translation": "m"}, "errors": errors}
+    row |= {"costs": {"best": 1.0, "true": 1.0}, "outside": [], "seconds": 1.0}
+    given = {r.name for r in summarize_episodes([row, row], "d", 1, 100, 0) if not r.control}
     assert {*PLANNING} == given
     assert "error_vs_deterministic" not in METRICS  # a search has no second model
 

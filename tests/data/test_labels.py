@@ -11,7 +11,8 @@ from made_videos import LIMITS, number_of, ref_to, write_video
 from scipy.spatial.transform import Rotation
 
 from lawm.config import ClipSpec, LawmError
-from lawm.data import Labels, VideoLabels, labels_table, write_labels
+from lawm.data import Dimension, Labels, Meaning, VideoLabels, labels_table, write_labels
+from lawm.data.dimensions import GRIPPER, PLANAR, POSE, named
 from lawm.data.labels import LABELS_SCHEMA, read_labels
 from lawm.video import VideoError, decode_clip
 
@@ -219,3 +220,69 @@ def test_kinds_that_cannot_be(tmp_path: Path) -> None:
         Labels(table.replace_schema_metadata({b"lawm.actions": b"pose_delta"}))
     with pytest.raises(LawmError, match="planar_delta is made of states"):
         write_labels([VideoLabels("v", 4.0, np.zeros((3, 2)), np.zeros((4, 2)))], str(tmp_path / "l"), "planar_delta")
+
+
+# ---------------------------------------------------------------- what each number is
+def test_dimensions_are_kept_beside_the_kind_of_action(tmp_path: Path) -> None:
+    place = (Dimension("x", "translation", "m"), Dimension("grip", "gripper", "0..1", "body"))
+    meaning = Meaning(place, (*place, Dimension("lamp")), displacements=True, simulator="pusht")
+    rows = [VideoLabels("v", 4.0, np.zeros((3, 2)), np.zeros((4, 3)))]
+    uri = str(tmp_path / "labels.parquet")
+    assert write_labels(rows, uri, "sum", meaning).meaning == meaning == read_labels(uri).meaning
+    assert pq.read_schema(uri).metadata[b"lawm.dimensions"].startswith(b'{"actions": [{"name": "x"')
+
+
+def test_what_is_made_of_states_has_their_dimensions() -> None:
+    pose = [VideoLabels("v", 4.0, np.zeros((0, 1)), np.zeros((4, 7)))]
+    found = Labels(labels_table(pose, "pose_delta", Meaning(states=(*POSE, GRIPPER)))).meaning
+    assert found.actions == (*POSE, GRIPPER) and found.displacements
+    plane = [VideoLabels("v", 4.0, np.zeros((0, 1)), np.zeros((4, 3)))]
+    found = Labels(labels_table(plane, "planar_delta", Meaning(states=PLANAR))).meaning
+    assert [(d.name, d.unit, d.frame) for d in found.actions] == [
+        ("x", "m", "body"), ("y", "m", "body"), ("yaw", "rad", "body")]  # fmt: skip
+
+
+def test_without_a_word_no_unit_of_length_is_assumed() -> None:
+    found = Labels(labels_table(rows())).meaning
+    assert [(d.kind, d.unit) for d in found.actions] == [("other", "unknown")] * 2 and not found.displacements
+    pose = Labels(labels_table([VideoLabels("v", 4.0, np.zeros((0, 1)), np.zeros((4, 7)))], "pose_delta")).meaning
+    kinds = [(d.kind, d.unit) for d in pose.actions]
+    assert kinds == [("translation", "unknown")] * 3 + [("rotation", "rad")] * 3 + [("other", "unknown")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "message"),
+    [
+        ("sum", b"{", "lawm.dimensions cannot be read"),
+        ("sum", b"[1]", "lawm.dimensions cannot be read"),
+        ("sum", b'{"actions": [{"name": "x", "colour": "red"}]}', "cannot be read"),
+        ("sum", b'{"actions": [{"name": "x", "kind": "place"}, {"name": "y"}]}', "kind 'place'; expected translation"),
+        ("sum", b'{"actions": [{"name": "x"}]}', "2 numbers in its actions, and 1 named dimensions"),
+        ("sum", b'{"states": [{"name": "x"}]}', "3 numbers in its states, and 1 named dimensions"),
+        (
+            "sum",
+            b'{"actions": [{"name": "x", "kind": "translation", "unit": "rad"}, {"name": "y"}]}',
+            "x: a translation in",
+        ),
+        ("sum", b'{"displacements": 3}', "displacements 3"),
+        ("first", b'{"displacements": true}', "cannot add up to displacements"),
+        ("planar_delta", b'{"states": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}', r"its states are a \(other\)"),
+        (
+            "planar_delta",
+            b'{"states": [{"name": "a", "kind": "translation"}, {"name": "b", "kind": "translation"}, '
+            b'{"name": "c", "kind": "rotation", "unit": "deg"}]}',
+            "angle c in deg; expected rad",
+        ),
+    ],
+)
+def test_dimensions_that_cannot_be(kind: str, said: bytes, message: str) -> None:
+    table = labels_table([rows()[0]])
+    with pytest.raises(LawmError, match=message):
+        Labels(table.replace_schema_metadata({b"lawm.actions": kind.encode(), b"lawm.dimensions": said}))
+
+
+def test_names_say_a_kind_only_where_they_say_it_beyond_doubt() -> None:
+    names = ["x", "Y", "ee_z", "yaw", "left_arm.gripper.pos", "gripper", "shoulder_pan.pos", "motor_0", "xylophone", ""]
+    kinds = ["translation"] * 3 + ["rotation", "gripper", "gripper"] + ["other"] * 4
+    assert [d.kind for d in named(names)] == kinds and all(d.unit == "unknown" for d in named(names))
+    assert named(names)[-1].name == "number 9"

@@ -10,6 +10,7 @@ import numpy as np
 
 from lawm import storage
 from lawm.config import LawmError
+from lawm.data.dimensions import Meaning
 from lawm.data.labels import ActionKind, VideoLabels
 from lawm.video import VideoRef
 
@@ -62,12 +63,13 @@ class Batch:
 @dataclass(frozen=True)
 class Layout:
     """`batches(source, spec)` lists; `read(batch, spec, out)` opens, and writes below `out` if it has to. `choices`:
-    the spec with what was left open decided."""
+    the spec with what was left open decided. `meaning(source, spec)`: what the numbers of its labels are."""
 
     about: str
     choices: Callable[[str, ReadSpec], ReadSpec]
     batches: Callable[[str, ReadSpec], Iterator[Batch]]
     read: Callable[[Batch, ReadSpec, str], list[Recording]]
+    meaning: Callable[[str, ReadSpec], Meaning | None] = lambda source, spec: None
 
 
 def in_batches(items: Iterable[Any], size: int = EPISODES_A_BATCH) -> Iterator[Batch]:

@@ -23,6 +23,7 @@ from lawm.data.datasets.common import (
     refusal,
     refuse_options,
 )
+from lawm.data.dimensions import GRIPPER, POSE, Meaning
 from lawm.data.labels import VideoLabels
 from lawm.video import VideoRef
 
@@ -39,6 +40,11 @@ def choices(source: str, spec: ReadSpec) -> ReadSpec:
         raise LawmError(f"--actions {spec.actions}: DROID's labels are poses; expected pose_delta or state_delta")
     cameras = ("ext1", "ext2", "wrist") if "all" in spec.cameras else tuple(dict.fromkeys(spec.cameras)) or ("ext1",)
     return ReadSpec(spec.kind, cameras, spec.actions or "pose_delta", limit=spec.limit)
+
+
+def meaning(source: str, spec: ReadSpec) -> Meaning:
+    """Metres, radians, and the gripper's opening: see `droid_states`."""
+    return Meaning(states=(*POSE, GRIPPER))
 
 
 def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:

@@ -28,6 +28,7 @@ from lawm.data.datasets.common import (
     read_json,
     refuse_options,
 )
+from lawm.data.dimensions import Meaning
 from lawm.data.labels import read_labels
 from lawm.data.listing import list_videos
 
@@ -115,19 +116,25 @@ def _pusht_batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
     yield from in_batches(limited(found(), spec.limit))
 
 
+def _pusht_meaning(source: str, spec: ReadSpec) -> Meaning:
+    return read_labels(storage.join(source, "labels.parquet")).meaning
+
+
 def _pusht_choices(source: str, spec: ReadSpec) -> ReadSpec:
     refuse_options(spec, "action", "state", "cameras", "rate", "actions")
     return ReadSpec(spec.kind, actions="sum", limit=spec.limit)
 
 
 LAYOUTS: dict[str, Layout] = {
-    "lerobot": Layout("LeRobot v3 (DROID too)", lerobot.choices, lerobot.batches, lerobot.read),
-    "droid": Layout("DROID raw: mp4 and trajectory.h5", droid.choices, droid.batches, droid.read),
-    "recon": Layout("RECON as NWM has it: jpg and traj_data.pkl", recon.choices, recon.batches, recon.read),
-    "recon-hdf5": Layout("RECON's own HDF5", recon.choices, recon.batches, recon.read),
+    "lerobot": Layout("LeRobot v3 (DROID too)", lerobot.choices, lerobot.batches, lerobot.read, lerobot.meaning),
+    "droid": Layout("DROID raw: mp4 and trajectory.h5", droid.choices, droid.batches, droid.read, droid.meaning),
+    "recon": Layout(
+        "RECON as NWM has it: jpg and traj_data.pkl", recon.choices, recon.batches, recon.read, recon.meaning
+    ),
+    "recon-hdf5": Layout("RECON's own HDF5", recon.choices, recon.batches, recon.read, recon.meaning),
     "ssv2": Layout("Something-Something-v2: webm and JSON", _class_choices, _ssv2_batches, _as_listed),
     "kinetics": Layout("Kinetics: a folder a class", _class_choices, _kinetics_batches, _as_listed),
-    "pusht": Layout("what `lawm simulate` writes", _pusht_choices, _pusht_batches, _as_listed),
+    "pusht": Layout("what `lawm simulate` writes", _pusht_choices, _pusht_batches, _as_listed, _pusht_meaning),
 }
 
 

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from lawm import storage
 from lawm.config import LawmError
 from lawm.data.datasets.common import Batch, ReadSpec, Recording, limited, read_json, refusal, refuse_options
+from lawm.data.dimensions import GRIPPER, PLANAR, POSE, UNKNOWN, Dimension, Meaning, named, unnamed
 from lawm.data.index import parquet_errors
 from lawm.data.labels import ActionKind, VideoLabels
 from lawm.video import VideoRef
@@ -68,6 +70,34 @@ def choices(source: str, spec: ReadSpec) -> ReadSpec:
             known = [n for n, f in features.items() if str(f.get("dtype", "")).startswith("float")]
             raise LawmError(f"{source}: no feature {name}; expected some of {', '.join(known)}")
     return ReadSpec(spec.kind, tuple(cameras or (outside or videos)[:1]), kind, action, tuple(state), None, spec.limit)
+
+
+def meaning(source: str, spec: ReadSpec) -> Meaning:
+    """Names from meta/info.json; LeRobot says no units, and DROID's are known."""
+    features = _info(source)["features"]
+    if spec.state == DROID_STATE:
+        states: tuple[Dimension, ...] = (*POSE, GRIPPER)
+    else:
+        states = tuple(d for name in spec.state for d in _named(features, name))
+        pose = {"pose_delta": POSE, "planar_delta": PLANAR}.get(str(spec.actions), ())
+        # What the user says to be a pose is one, whatever its columns are called.
+        turned = [
+            replace(d, kind=p.kind, unit=UNKNOWN if p.kind == "translation" else p.unit)
+            for d, p in zip(states, pose, strict=False)
+        ]
+        states = (*turned, *states[len(turned) :])
+    return Meaning(_named(features, spec.action) if spec.action else (), states)
+
+
+def _named(features: dict[str, Any], name: str) -> tuple[Dimension, ...]:
+    """A feature's dimensions, by its `names`: a list, or a dict that holds one, as LeRobot's versions write them."""
+    names, shape = features[name].get("names"), features[name].get("shape") or [1]
+    width = math.prod(n for n in shape if isinstance(n, int))
+    while isinstance(names, dict) and names:
+        names = next(iter(names.values()))
+    if not isinstance(names, list) or len(names) != width:
+        return unnamed(width, name)
+    return named([str(n) for n in names])
 
 
 def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:

@@ -29,6 +29,7 @@ from lawm.data.datasets.common import (
     refusal,
     refuse_options,
 )
+from lawm.data.dimensions import PLANAR, Meaning
 from lawm.data.labels import VideoLabels
 from lawm.data.listing import add_member, expand
 from lawm.video import VideoRef
@@ -47,6 +48,11 @@ def choices(source: str, spec: ReadSpec) -> ReadSpec:
     if not 0.1 <= rate <= 240:
         raise LawmError(f"--rate {rate:g}: expected pictures a second")
     return ReadSpec(spec.kind, (), spec.actions or "planar_delta", rate=rate, limit=spec.limit)
+
+
+def meaning(source: str, spec: ReadSpec) -> Meaning:
+    """Odometry in metres and radians, in NWM's layout as in RECON's own."""
+    return Meaning(states=PLANAR)
 
 
 def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:

@@ -1,0 +1,135 @@
+"""How far a sequence of actions leads, and by how much that misses another one: delta_xyz and its companions.
+
+Translations, rotations, gripper and the rest are errors of their own, each in its SI unit (Garrido et al. 2026,
+equation 3, || sum a_plan - sum a_true ||_1, which holds for translations).
+Legend: S sequences, H horizon, A action width, F frames of an episode.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from lawm.config import ClipSpec, LawmError
+from lawm.data import Dimension, DimensionKind, Labels
+from lawm.simulation import outcomes
+
+KINDS: tuple[DimensionKind, ...] = get_args(DimensionKind)
+Measured = Literal["actions", "states", "commands"]
+"""What the errors are of: displacements that the actions are, displacements that the states show of what a simulator
+makes of the actions, or (where neither can be had) the commands themselves, which is no displacement."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What has changed from a sequence's start to its end: numbers by kind, in SI units; `turn`: the rotation where
+    three angles are one."""
+
+    values: dict[DimensionKind, np.ndarray]
+    turn: Rotation | None = None
+
+
+def units(dimensions: Sequence[Dimension]) -> dict[DimensionKind, str]:
+    """The unit of each kind's error; kinds that the dimensions do not have are left out."""
+    found = {kind: {d.si[0] for d in dimensions if d.kind == kind} for kind in KINDS}
+    return {kind: names.pop() if len(names) == 1 else "mixed units" for kind, names in found.items() if names}
+
+
+def _by_kind(values_A: np.ndarray, dimensions: Sequence[Dimension]) -> dict[DimensionKind, np.ndarray]:
+    scaled = [float(v) * d.si[1] for v, d in zip(values_A, dimensions, strict=True)]
+    found = {kind: [v for v, d in zip(scaled, dimensions, strict=True) if d.kind == kind] for kind in KINDS}
+    return {kind: np.array(numbers) for kind, numbers in found.items() if numbers}
+
+
+def moved_by_actions(kind: str, dimensions: Sequence[Dimension], actions_HA: np.ndarray) -> Moved:
+    """Where actions lead that are displacements: their sum; steps in the body's frame (planar_delta) are composed, and
+    so are rotations (pose_delta). Of set points (first), the last."""
+    actions = np.asarray(actions_HA, np.float64)
+    if kind == "planar_delta":
+        return Moved(_by_kind(compose_planar(actions), dimensions))
+    if kind == "first":
+        return Moved(_by_kind(actions[-1], dimensions))
+    turn = None
+    if kind == "pose_delta":
+        turn = Rotation.identity()
+        for step in Rotation.from_euler("xyz", actions[:, 3:6]):
+            turn = step * turn  # R_{t+1} R_t^T: the later one stands on the left
+    return Moved(_by_kind(actions.sum(axis=0), dimensions), turn)
+
+
+def compose_planar(actions_HA: np.ndarray) -> np.ndarray:
+    """Steps (forward, left, turn), each as seen from where it begins, as one from the first place: [3] (SE(2))."""
+    x = y = yaw = 0.0
+    for forward, left, turn in np.asarray(actions_HA, np.float64)[:, :3]:
+        x += np.cos(yaw) * forward - np.sin(yaw) * left
+        y += np.sin(yaw) * forward + np.cos(yaw) * left
+        yaw += turn
+    return np.array([x, y, yaw])
+
+
+def moved_by_states(
+    actions: Sequence[Dimension], states: Sequence[Dimension], first: np.ndarray, last: np.ndarray
+) -> Moved:
+    """What the states show of the actions' dimensions: those of the same name."""
+    names = {d.name for d in actions}
+    at = [i for i, d in enumerate(states) if d.name in names]
+    change = np.asarray(last, np.float64) - np.asarray(first, np.float64)
+    return Moved(_by_kind(change[at], [states[i] for i in at]))
+
+
+def errors(planned: Moved, true: Moved) -> dict[DimensionKind, float]:
+    """L1 distance of each kind; angles by the shorter way round, three that make one rotation by the angle between the
+    two rotations."""
+    found: dict[DimensionKind, float] = {}
+    for kind, values in true.values.items():
+        difference = planned.values[kind] - values
+        if kind == "rotation":
+            if planned.turn is not None and true.turn is not None:
+                found[kind] = float((planned.turn * true.turn.inv()).magnitude())
+                continue
+            difference = np.remainder(difference + np.pi, 2 * np.pi) - np.pi
+        found[kind] = float(np.abs(difference).sum())
+    return found
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One planning episode's labels: a clip of `clip.frames` = H + 1 frames of the video `key` from `start_s` on, and
+    its true actions [H, A]."""
+
+    labels: Labels
+    key: str
+    start_s: float
+    clip: ClipSpec
+    true_HA: np.ndarray
+
+
+def measured_by(labels: Labels) -> Measured:
+    """How displacement is had with those labels."""
+    meaning = labels.meaning
+    if meaning.displacements:
+        return "actions"
+    shown = {d.name for d in meaning.actions} & {d.name for d in meaning.states}
+    return "states" if meaning.simulator is not None and shown and labels.state_dim is not None else "commands"
+
+
+def sequence_errors(
+    episode: Episode, dimensions: Sequence[Dimension], sequences: Mapping[str, np.ndarray]
+) -> dict[str, dict[DimensionKind, float]]:
+    """Errors of each named action sequence [H, A] against what really moved in the episode. `dimensions`: those of the
+    actions. Raises LawmError where the simulator that made the labels cannot play the episode."""
+    labels, how = episode.labels, measured_by(episode.labels)
+    if how != "states":
+        true = moved_by_actions(labels.kind, dimensions, episode.true_HA)
+        return {n: errors(moved_by_actions(labels.kind, dimensions, a), true) for n, a in sequences.items()}
+    recorded, meaning = labels.of(episode.key), labels.meaning
+    first, each = labels.first_label(episode.key, episode.start_s, episode.clip.fps)
+    last = first + each * len(episode.true_HA)
+    if recorded.states is None or last >= len(recorded.states) or meaning.simulator is None:
+        raise LawmError(f"{episode.key}: no state {last} in its labels, which shows where the episode ends")
+    true = moved_by_states(dimensions, meaning.states, recorded.states[first], recorded.states[last])
+    led_SHS = outcomes(meaning.simulator, recorded, first, np.stack(list(sequences.values())), each)
+    led = (moved_by_states(dimensions, meaning.states, states[0], states[-1]) for states in led_SHS)
+    return {name: errors(moved, true) for name, moved in zip(sequences, led, strict=True)}

@@ -1,0 +1,77 @@
+"""From the rows of planned episodes to figures with intervals, and what has to be said beside them."""
+
+from typing import Any
+
+import numpy as np
+
+from lawm.evaluation import Result, interval, mean, ratio
+from lawm.planning.protocols import PUBLISHED
+
+Row = dict[str, Any]
+"""An episode as it is kept (lawm/cluster/plan.py, Planner.episode)."""
+BASELINES = {"random": "random actions", "no_action": "no action", "mean_action": "mean action"}
+"""What a plan is compared with, and what tables call it. Random actions are another clip's real ones."""
+_HOW = {
+    "actions": "displacement: what the actions add up to (steps in the body's frame are composed)",
+    "states": "displacement: what the states show after the simulator has carried the actions out",
+    "commands": "no displacement can be had, for these actions are commands and no simulator makes states of them: "
+    "the errors are of the commands",
+}
+
+
+def summarize_episodes(rows: list[Row], dataset: str, step: int, resamples: int, seed: int) -> list[Result]:
+    """Errors by kind of dimension, ratios to the baselines, and costs, with paired intervals.
+
+    `planning_error` is delta_xyz: translations alone, in their SI unit; rotation, gripper and the rest have figures of
+    their own (`planning_rotation_error`, ...). Where displacement cannot be had, the errors are of commands, and are
+    called so (`planning_command_error`). Ratios are of translations, or of the first kind that there is."""
+    units: dict[str, str] = rows[0]["units"]
+    prefix = "planning_command" if rows[0]["measured"] == "commands" else "planning"
+    figures: list[tuple[str, Any, list[np.ndarray], str, str]] = []
+    for i, (kind, unit) in enumerate(units.items()):
+        of_kind = "" if kind == "translation" else f"_{kind}"
+        name, planned = f"{prefix}{of_kind}", _column(rows, "errors", "planned", kind)
+        controls = {b: _column(rows, "errors", b, kind) for b in BASELINES}
+        figures.append((f"{name}_error", mean, [planned], unit, ""))
+        if i == 0:
+            figures.append((f"{name}_error_median", lambda x: float(np.median(x)), [planned], unit, ""))
+            published, metres = PUBLISHED.get(rows[0]["protocol"], (unit, 1.0))
+            if unit == "m" and published != unit:
+                figures.append((f"{name}_error_published", mean, [planned / metres], published, ""))
+            figures += [(f"{name}_vs_{b}", ratio, [planned, errors], "ratio", "") for b, errors in controls.items()]
+        figures += [(f"{b}{of_kind}_error", mean, [errors], unit, BASELINES[b]) for b, errors in controls.items()]
+    outside = np.array([bool(row["outside"]) for row in rows], dtype=np.float64)
+    costs = [_column(rows, "costs", name) for name in ("best", "true")]
+    figures += [
+        ("planned_cost_vs_true_actions", ratio, costs, "ratio", ""),
+        ("plans_outside_labels", mean, [outside], "share of plans", ""),
+        ("seconds_per_plan", mean, [_column(rows, "seconds")], "s", ""),
+    ]
+    results = []
+    for name, statistic, arrays, what, control in figures:
+        value, low, high = interval(statistic, arrays, resamples, seed)
+        results.append(Result(name, value, low, high, len(rows), what, dataset, step, control, seed))
+    return results
+
+
+def _column(rows: list[Row], *path: str) -> np.ndarray:
+    found: list[Any] = list(rows)
+    for name in path:
+        found = [row[name] for row in found]
+    return np.array(found, dtype=np.float64)
+
+
+def remarks(rows: list[Row], ranges: dict[str, list[float]], percentiles: tuple[float, float]) -> list[str]:
+    """What has to be said beside the figures: how displacement was had, what the training split's actions are
+    (`ranges`: dimension -> its low and high percentile), and which plans leave that."""
+    said = [_HOW[rows[0]["measured"]]]
+    if "translation" not in rows[0]["units"]:
+        said.append("the labels call no dimension a translation, so there is no delta_xyz: see docs/datasets.md")
+    low, high = percentiles
+    within = ", ".join(f"{name} {a:.3g} to {b:.3g}" for name, (a, b) in ranges.items())
+    said.append(f"the training split's actions, {low:g} to {high:g} percentile: {within}")
+    left = [row for row in rows if row["outside"]]
+    if left:
+        names = ", ".join(dict.fromkeys(name for row in left for name in row["outside"]))
+        said.append(f"{len(left)} of {len(rows)} plans leave that, in {names}: the model has never been there")
+    return said
