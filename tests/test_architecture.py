@@ -44,6 +44,7 @@ CLUSTER_ORDER = [
     "dataset",
     "decode",
     "ingest",
+    "board",
     "fit",
     "encode",
     "evaluate",

@@ -19,6 +19,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
+from lawm.cluster.board import Board
 from lawm.cluster.filesystem import arrow_filesystem
 from lawm.cluster.ingest import clip_dataset, shard_options, streamed_batches
 from lawm.cluster.session import TRAIN, Need, check_resources, label_selector, on_this_node, watching
@@ -89,38 +90,6 @@ class RunSpec:
     def starts(self) -> list[str | None]:
         """The checkpoints of the members that are left, from which the run goes on."""
         return common_checkpoints(self.only(self.left()).runs)
-
-
-@ray.remote(num_cpus=0)
-class Board:
-    """What the workers of a run tell each other and the driver: the latest figures, refused clips, and
-    why the run cannot go on."""
-
-    def __init__(self) -> None:
-        self.latest: dict[str, Any] = {"step": 0, "quarantined": 0}
-        self.refused: list[dict[str, Any]] = []
-        self.stopped = ""
-
-    def put(self, figures: dict[str, Any]) -> None:
-        self.latest |= figures
-
-    def bad(self, record: dict[str, Any]) -> None:
-        self.latest["quarantined"] += 1
-        self.refused.append(record)
-
-    def take_refused(self) -> list[dict[str, Any]]:
-        """Refused clips, of all ranks, that have not been taken yet."""
-        taken, self.refused = self.refused, []
-        return taken
-
-    def stop(self, why: str) -> None:
-        self.stopped = why
-
-    def why_stopped(self) -> str:
-        return self.stopped
-
-    def get(self) -> dict[str, Any]:
-        return self.latest
 
 
 def needs(config: Config, kind: str) -> list[Need]:

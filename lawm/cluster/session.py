@@ -208,6 +208,11 @@ def _start_local(undo: _Undo, include_dashboard: bool, num_cpus: int | None, sto
     undo.set_env(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
     if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
         undo.set_env("GLOO_SOCKET_IFNAME", "lo")  # else it looks this machine's name up, which can take a minute
+    # Of Ray Train, for one machine: no process that asks whether the node is being taken away (each run would wait for
+    # its start), and checkpoints that wait for a controller which looks more often than every two seconds.
+    for name, value in {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}.items():
+        if name not in os.environ:
+            undo.set_env(name, value)
     undo.multi_node, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     # Ray guards a new cluster by a token that it writes into the home folder, which may be read-only or shared by
     # machines. This one is the session's own, so that other users of this machine cannot run code here.
