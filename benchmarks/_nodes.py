@@ -123,6 +123,7 @@ def serve(lines: Sequence[str] | Any, answers: Any) -> None:
                 node = cluster.add_node(
                     num_cpus=asked["cpus"],
                     object_store_memory=STORE_BYTES,
+                    dashboard_agent_listen_port=free_port(),  # else one port for all Rays of the machine
                     labels={ROLE_LABEL: asked["role"]},
                     **({} if nodes else first),
                 )

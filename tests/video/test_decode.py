@@ -337,14 +337,14 @@ def test_noise_anywhere_never_crashes(tmp_path: Path) -> None:
                 at = rng.choice([rng.randrange(600), rng.randrange(tail, len(bad)), rng.randrange(len(bad))])
                 bad[at] = rng.randrange(256)
             path.write_bytes(bytes(bad))
-            began = time.monotonic()
+            began = time.process_time()  # of this process: others may keep the machine busy
             row = probe(ref_to(path), LIMITS)
             rows_to_table([row])  # fits the schema
             try:
                 decode_clip(ref_to(path), 0.1, ClipSpec(frames=4, size=32), LIMITS)
             except VideoError as error:
                 assert error.reason
-            assert time.monotonic() - began < 10
+            assert time.process_time() - began < 10
 
 
 def test_zeros_in_the_place_of_data(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_one_multiplier_for_all_is_noisy() -> None:
         seen: list[float] = []
         train(objective, made_batches(own), own, lambda step, m, c, seen=seen: seen.append(m["loss"]))
         found.append(seen)
-    assert found[0] == pytest.approx(found[1], rel=1e-5) and len(found[0]) == 6
+    assert found[0] == pytest.approx(found[1], rel=1e-4) and len(found[0]) == 6
 
 
 def test_gradients_of_model_and_multiplier_do_not_mix() -> None:
