@@ -6,6 +6,8 @@ import sys
 # Before anything imports torch or ray; workers inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray Train's controller otherwise looks every two seconds, and each checkpoint waits for it.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 if sys.platform == "linux":
     # gloo otherwise looks this machine's name up, which takes half a minute where there is no name server.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -45,22 +47,32 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3: str) -> "Iterator[Session]":
-    """A local Ray with 8 logical CPUs; `session.start` in a job under test finds and uses it.
+    """A local Ray with 4 logical CPUs; `session.start` in a job under test finds and uses it.
 
-    With the dashboard: Jobs need it, and without it a trial that Tune stops leaks its placement group.
+    No more, as each of them becomes a decode worker that has to start. With the dashboard: Jobs need it, and without it
+    a trial that Tune stops leaks its placement group.
     """
     from lawm.cluster.session import start
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        with start(num_cpus=8, object_store_bytes=200 * 2**20, include_dashboard=True) as session:
+        with start(num_cpus=4, object_store_bytes=200 * 2**20, include_dashboard=True) as session:
             yield session
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes of `-n auto`: the tests that share a Ray are one's, all others the rest's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return max(2, min(4, cores))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")

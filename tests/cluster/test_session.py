@@ -42,10 +42,10 @@ def test_needs_are_placed_node_by_node(
 
 
 def test_too_few_cpus_says_what_is_asked_what_there_is_and_what_to_set(ray_cluster: Session) -> None:
-    need = Need("training worker", count=9, cpus=1, lower="cluster.workers=8")
-    with pytest.raises(LawmError, match=r"9 x training worker \(1 CPU each\).*has: 8 CPU.*--set cluster\.workers=8"):
+    need = Need("training worker", count=5, cpus=1, lower="cluster.workers=4")
+    with pytest.raises(LawmError, match=r"5 x training worker \(1 CPU each\).*has: 4 CPU.*--set cluster\.workers=4"):
         check_resources([need], ClusterConfig())
-    check_resources([replace(need, count=8)], ClusterConfig())
+    check_resources([replace(need, count=4)], ClusterConfig())
     check_resources([need], ClusterConfig(autoscaling=True))
     with pytest.raises(LawmError, match=r"lawm-role=train.*use_labels=false"):
         check_resources([replace(need, count=1, role=TRAIN)], ClusterConfig(use_labels=True))
