@@ -4,6 +4,7 @@ another number of workers; read from the log of clips and compared with the plan
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from small_runs import index_folder, tiny_with
+from test_fit import losses
 
 from jobs import train
 from lawm.cluster.fit import fit
@@ -26,7 +28,7 @@ from lawm.config import Config, LawmError, differing_fields, override
 from lawm.data import Cursor, open_reader
 from lawm.data.clips import MixedReader
 from lawm.recipes import tiny
-from lawm.training import newest_checkpoint
+from lawm.training import load_checkpoint, newest_checkpoint
 from lawm.training.checkpoint import claim_run, step_of
 from lawm.training.clip_log import read_clip_log
 
@@ -35,16 +37,15 @@ BAD = "03.mp4"
 STEPS, BATCH = 60, 8
 
 
-@pytest.fixture(autouse=True)
-def quick_controller(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray Train's controller otherwise looks every two seconds, and each checkpoint waits for it."""
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-
-
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> str:
     """They take some time to decode, so that decode workers are still at it when they are killed."""
     return write_set(tmp_path_factory.mktemp("once"), make_video, size=(256, 192), gop=30)
+
+
+@pytest.fixture(scope="module")
+def light_videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> str:
+    return write_set(tmp_path_factory.mktemp("light"), make_video)
 
 
 def write_set(root: Path, make_video: Callable[..., Path], **how: Any) -> str:
@@ -88,7 +89,9 @@ def check_once(run: str, config: Config, epoch: int) -> pa.Table:
     assert found == [planned(reader, p) for p in position.tolist()]
     assert {key for (key, _), bad in zip(found, refused, strict=True) if bad} == {BAD}
     assert not any(key == BAD for (key, _), bad in zip(found, refused, strict=True) if not bad)
-    listed = [json.loads(line)["position"] for line in Path(run, "quarantine.jsonl").read_text().splitlines()]
+    refusals = [json.loads(line) for line in Path(run, "quarantine.jsonl").read_text().splitlines()]
+    assert all(row["key"] == BAD and row["reason"] and row["message"] for row in refusals)
+    listed = [row["position"] for row in refusals]
     assert len(listed) == len(set(listed)), "a refused clip is listed twice"
     # Clips are read ahead of the last step: some that are listed were not consumed.
     assert set(position[refused].tolist()) == set(listed) & set(position.tolist()), "refused, and not listed"
@@ -141,7 +144,7 @@ def test_decode_and_training_workers_are_killed(ray_cluster: Session, videos: st
     fit(config, "latent_action", run, progress=watch)
     assert set(killed) == {"decode_rows", "RayTrainWorker"} and max(killed.values()) < STEPS, killed
     log = check_once(run, config, epoch=400)
-    assert set(log["rank"].to_pylist()) == {0, 1}
+    assert set(log["rank"].to_pylist()) == {0, 1} and list(losses(run)) == [*range(1, STEPS + 1)]
 
 
 def command(config: Config, run: Path, *more: str) -> list[str]:
@@ -171,11 +174,53 @@ def killed_at(argv: Sequence[str], run: Path, step: int, log: Path, address: str
     return at
 
 
-def test_the_driver_is_killed_and_the_number_of_workers_changes(
-    ray_cluster: Session, videos: str, tmp_path: Path
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    ray_cluster: Session, light_videos: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGKILL of the whole driver: one worker then trains what the uninterrupted run did, two train each clip once."""
+    config, run = config_of(light_videos, cluster__max_failures=0), tmp_path / "run"
+    argv = command(config, run)
+    at = killed_at(argv, run, 10, tmp_path / "log", ray_cluster.address)
+    assert at < STEPS, "the run was over before the kill"
+    wait_until_still(run / "metrics.jsonl")
+    shutil.copytree(run, tmp_path / "two")
+
+    capsys.readouterr()
+    assert train.main(argv) == 0
+    assert f"checkpoint: {run}/step_{STEPS:08d}" in capsys.readouterr().out
+    check_once(str(run), config, epoch=400)
+    whole = str(tmp_path / "whole")
+    assert train.main(command(config, Path(whole), "--plain")) == 0
+    assert losses(str(run)) == pytest.approx(losses(whole), rel=1e-4)
+    end, want = load_checkpoint(str(run)), load_checkpoint(whole)
+    for name, weight in end.weights.items():
+        np.testing.assert_allclose(weight.float(), want.weights[name].float(), rtol=1e-2, atol=1e-3, err_msg=name)
+    # The same run folder under another config is refused in one line.
+    assert train.main([*argv, "--set", "train.batch=4"]) == 2
+    assert "holds a run of another config" in capsys.readouterr().err
+
+    config = override(config, "cluster.workers", 2)
+    assert train.main(command(config, tmp_path / "two")) == 0
+    log = check_once(str(tmp_path / "two"), config, epoch=400)
+    ranks = [set(log.filter(pc.equal(log["step"], step))["rank"].to_pylist()) for step in range(1, STEPS + 1)]
+    assert ranks[0] == {0} and ranks[-1] == {0, 1}
+
+
+def wait_until_still(file: Path) -> None:
+    """Ray ends a dead driver's workers; what they still write counts."""
+    before, quiet = "", 0
+    while quiet < 8:
+        now = file.read_text()
+        before, quiet = now, quiet + 1 if now == before else 0
+        time.sleep(0.25)
+
+
+@pytest.mark.slow
+def test_the_driver_is_killed_twice_and_the_number_of_workers_changes(
+    ray_cluster: Session, light_videos: str, tmp_path: Path
 ) -> None:
     """The same command again at once, with 1, 2, and 1 workers. At the second kill the first checkpoints are pruned."""
-    config, run = config_of(videos, cluster__max_failures=0), tmp_path / "run"
+    config, run = config_of(light_videos, cluster__max_failures=0), tmp_path / "run"
     argv = command(config, run)
     for workers, step in ((1, 10), (2, 40)):
         asked = [*argv, "--set", f"cluster.workers={workers}"]
@@ -186,10 +231,11 @@ def test_the_driver_is_killed_and_the_number_of_workers_changes(
     assert ranks[0] == ranks[-1] == {0} and {0, 1} in ranks
 
 
-def test_a_plain_run_on_a_mixture_is_killed(make_video: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_plain_run_on_a_mixture_is_killed(light_videos: str, tmp_path: Path) -> None:
     """An epoch is a thousand positions, in which the second source has gone through its clips three times."""
-    videos = write_set(tmp_path, make_video)
-    mixture = [{"index": videos, "keys": keys, "weight": weight} for keys, weight in (("0[0-4]*", 1), ("0[5-9]*", 3))]
+    mixture = [
+        {"index": light_videos, "keys": keys, "weight": weight} for keys, weight in (("0[0-4]*", 1), ("0[5-9]*", 3))
+    ]
     config = config_of(None, data__mixture=mixture, data__clip__size=16)
     config = override(override(config, "train.batch", 32), "train.steps", 35)
     run = tmp_path / "run"
@@ -201,9 +247,9 @@ def test_a_plain_run_on_a_mixture_is_killed(make_video: Callable[..., Path], tmp
     assert np.bincount(source[log["position"].to_numpy().argsort()][:1000]).tolist() == [750, 250]
 
 
-def test_clips_that_the_data_set_has_too_much_are_left_out(ray_cluster: Session, videos: str) -> None:
+def test_clips_that_the_data_set_has_too_much_are_left_out(ray_cluster: Session, light_videos: str) -> None:
     """It was built from an older checkpoint than the one that the workers then found."""
-    config = config_of(videos)
+    config = config_of(light_videos)
     stale = clip_dataset(config, "latent_action", Cursor(), 60)
     stream: Any = streamed_batches(stale.iterator(), BATCH, Cursor(17, (19, 20, 33)), 0.5, None)
     used = [clip.position for _ in range(4) for clip in next(stream).clips]

@@ -127,7 +127,7 @@ def test_a_video_that_hangs_is_refused_alone(videos: Path, tmp_path: Path, ray_c
     started = time.monotonic()
     report = build_index([str(videos / "sub")], str(tmp_path / "index.parquet"), config, probe=_in_sub(sleepy))
     assert (report.usable, report.reasons) == (9, {"timeout": 1})
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 200
 
 
 def test_a_bug_in_a_probe_is_not_hidden(videos: Path, tmp_path: Path, ray_cluster: Session) -> None:
@@ -155,10 +155,11 @@ from lawm.cluster.session import start
 from lawm.recipes import tiny
 from lawm.video import probe
 def slow(ref, limits):
-    time.sleep(0.4)
+    if ref.key == "sub/09.mp4":
+        time.sleep(600)  # until the kill
     return probe(ref, limits)
 if __name__ == "__main__":
-    with start(num_cpus=2, object_store_bytes=100 * 2**20):
+    with start():
         build_index([sys.argv[1]], sys.argv[2], tiny(), probe=slow)
 """
 
@@ -167,7 +168,9 @@ def test_a_killed_run_goes_on_where_it_stopped(videos: Path, tmp_path: Path, ray
     script, out = tmp_path / "killed.py", tmp_path / "index.parquet"
     script.write_text(KILLED)
     with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen([sys.executable, str(script), str(videos), str(out)], stdout=log, stderr=log)
+        asked = [sys.executable, str(script), str(videos), str(out)]
+        env = os.environ | {"RAY_ADDRESS": ray_cluster.address}
+        process = subprocess.Popen(asked, env=env, stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 90
             while not list(tmp_path.glob("index.parquet.parts/*.parquet")):

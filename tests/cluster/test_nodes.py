@@ -12,12 +12,15 @@ from urllib.parse import urlsplit
 
 import pytest
 from made_videos import write_video
+from small_runs import index_folder
 
 from benchmarks._nodes import ROOT, Nodes
 from benchmarks._servers import KEY, SECRET, FaultProxy, rclone, wait_for
+from jobs import __main__ as lawm
 from lawm.cluster.session import DECODE
 from lawm.data import Cursor
 
+pytestmark = pytest.mark.xdist_group("nodes")  # one cluster for the file
 LABELS = ["--recipe", "tiny", "--set", "cluster.use_labels=true", "--set", "cluster.max_failures=0"]
 VIDEOS = 24
 FAR_S = 0.06
@@ -52,18 +55,18 @@ def nodes(far_away: Path) -> Iterator[Nodes]:
         yield made
 
 
-def start_job(nodes: Nodes | None, *argv: str) -> "subprocess.Popen[str]":
+def start_job(nodes: Nodes, *argv: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "jobs", *argv],
         cwd=ROOT,
-        env=os.environ | (nodes.environment if nodes else {}),
+        env=os.environ | nodes.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def run_job(nodes: Nodes | None, *argv: str) -> tuple[int, str, str]:
+def run_job(nodes: Nodes, *argv: str) -> tuple[int, str, str]:
     with start_job(nodes, *argv) as job:
         out, err = job.communicate(timeout=120)
     return job.returncode, out, err
@@ -116,8 +119,8 @@ def test_decoding_stays_on_decode_nodes_even_when_one_is_lost(nodes: Nodes, far_
     assert set(places(nodes.tasks(), "run_train_fn")) == {nodes.head}
 
     # Each clip once and right: the same losses as a run in plain Python over the same files.
-    assert run_job(None, "index", "--recipe", "tiny", str(far_away), "--out", str(local))[0] == 0
-    assert run_job(None, *training(local, tmp_path / "plain", steps), "--plain")[0] == 0
+    index_folder(far_away, local)
+    assert lawm.main([*training(local, tmp_path / "plain", steps), "--plain"]) == 0
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
     cursor = json.loads(next((tmp_path / "run").glob("step_*/checkpoint.json")).read_text())["cursor"]
     assert Cursor.from_json(cursor) == Cursor(8 * steps)

@@ -305,6 +305,7 @@ def test_a_search_writes_a_row_a_trial_and_a_rerun_adds_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_killed_search_goes_on_where_it_was(tmp_path: Path, pusht: dict[str, str]) -> None:
     """SIGKILL of the whole driver in the second trial; the first is kept, the second resumes, nothing comes twice."""
     out = tmp_path / "out"

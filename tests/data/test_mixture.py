@@ -117,7 +117,7 @@ def test_a_mixture_of_caches(ray_cluster: Session, two_sets: tuple[SmallSet, Sma
     sources = [{"cache": uri, "weight": w} for uri, w in zip(uris, (0.25, 0.75), strict=True)]
     config = override(mixed_config(*two_sets), "data.mixture", sources)
     assert config.data.cached
-    fit(config, "latent_action", str(tmp_path / "cached"))
+    fit_local(config, "latent_action", str(tmp_path / "cached"))
     fit_local(mixed_config(*two_sets), "latent_action", str(tmp_path / "videos"))
     assert losses(str(tmp_path / "cached")) == pytest.approx(losses(str(tmp_path / "videos")), rel=2e-3)
     both = [{"index": two_sets[0].index}, {"cache": uris[1]}]

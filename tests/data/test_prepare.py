@@ -9,6 +9,7 @@ import tarfile
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -207,7 +208,9 @@ def test_the_job_goes_on_where_it_was_killed(
     assert reader.plan.rows([0]).start_s == ClipReader(config).plan.rows([0]).start_s
 
 
-def test_a_killed_job_and_its_second_run(originals: Path, tmp_path: Path) -> None:
+def test_a_killed_job_and_its_second_run(
+    ray_cluster: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The process is killed while it makes shards; the same command then finishes, and nothing is there twice."""
     out = tmp_path / "out"
     (tmp_path / "videos").mkdir()
@@ -219,20 +222,21 @@ def test_a_killed_job_and_its_second_run(originals: Path, tmp_path: Path) -> Non
         "import sys, lawm.data.prepare; lawm.data.prepare.SHARD_VIDEOS = 4\n"
         "from jobs.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
-    asked = [
-        sys.executable, "-c", code, "prepare", str(tmp_path / "index.parquet"), "--out", str(out), "--recipe", "tiny",
-    ]  # fmt: skip
-    with subprocess.Popen(asked, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as first:
+    asked = ["prepare", str(tmp_path / "index.parquet"), "--out", str(out), "--recipe", "tiny"]
+    how: dict[str, Any] = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    how["env"] = os.environ | {"RAY_ADDRESS": ray_cluster.address}
+    with subprocess.Popen([sys.executable, "-c", code, *asked], **how) as first:
         deadline = time.monotonic() + 120
         while not list(out.glob("prepared-*.parquet")) and time.monotonic() < deadline and first.poll() is None:
             time.sleep(0.05)
         os.killpg(first.pid, signal.SIGKILL)
     made = len(list(out.glob("prepared-*.parquet")))
     assert 1 <= made < 10 and not (out / "index.parquet").exists()
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    kept = int(done.stdout.partition(" shards were there already")[0].split()[-1])
-    assert kept >= made and "40 of 40 videos" in done.stdout
+    monkeypatch.setattr("lawm.data.prepare.SHARD_VIDEOS", 4)
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    kept = int(said.partition(" shards were there already")[0].split()[-1])
+    assert kept >= made and "40 of 40 videos" in said
     index = read_index(str(out / "index.parquet"))
     assert list(index.keys()) == [f"{i:02d}.mp4" for i in range(40)] and len(index.usable()) == 40
 
