@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lawm.config import Config, LawmError, TrueActions, VideoLimits, override
+from lawm.config import Config, Discrete, LawmError, TrueActions, VideoLimits, override
 from lawm.data import Cursor, list_videos, rows_to_table, write_index
+from lawm.model.latent_action.discrete import DiscreteBottleneck
 from lawm.recipes import tiny
 from lawm.training import ClipBatch, LatentActionObjective, RunWriter, train
 from lawm.training.fine_tune import build_latent_action
@@ -195,6 +196,8 @@ def rank_main(rank: int, world: int, folder: str) -> None:
     bottleneck: Any = objective.latent_action.bottleneck
     found["discrete"] = {"codebook": bottleneck.codebook.detach(), "unused_for": bottleneck.unused_for, "metrics": seen}
 
+    found["reseeded"] = reseeded(rank)
+
     config = spoiled_config()
     seen, cursors = [], []
 
@@ -241,6 +244,23 @@ def _validated(config: Config, rank: int, world: int) -> dict[str, Any]:
 def validated_config(kind: str, index: str) -> Config:
     loop = {"train__batch": 8, "train__steps": 2, "train__checkpoint_every": 1, "train__log_every": 1}
     return tiny_kind(kind, data__index=index, data__val_fraction=0.4, **loop)
+
+
+def latents_of(rank: int, step: int = 0) -> torch.Tensor:
+    """112 latents [16, 7, 8] of that rank at that step."""
+    return torch.randn(16, 7, 8, generator=torch.Generator().manual_seed(1000 * step + rank))
+
+
+def reseeded(rank: int) -> dict[str, Any]:
+    """A new codebook of 4,096 codes after one batch of the rank's latents, and its perplexity on the next batch."""
+    torch.manual_seed(rank)
+    bottleneck = DiscreteBottleneck(Discrete(codebook_size=4096, reset_noise=0.0), 8)
+    with torch.no_grad():
+        bottleneck.codebook.fill_(100.0)[0] = 0.0  # all ranks begin with one book, whose first code alone is used
+    bottleneck(latents_of(rank), no_states(16, 8))
+    reset = bottleneck.after_step({})["codes_reset"]
+    perplexity = float(bottleneck(latents_of(rank, step=1), no_states(16, 8)).metrics["perplexity"])
+    return {"codebook": bottleneck.codebook.detach().clone(), "codes_reset": reset, "perplexity": perplexity}
 
 
 def spoiled_config() -> Config:

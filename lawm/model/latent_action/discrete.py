@@ -8,19 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lawm.config import Discrete
 from lawm.model.latent_action.base import Bottleneck, LatentActions
-from lawm.model.latent_action.ranks import sum_over_ranks
+from lawm.model.latent_action.ranks import from_first_rank, rows_of_all_ranks, sum_over_ranks
 
 
 class DiscreteBottleneck(Bottleneck):
     """Vector quantisation, straight-through. A code unused for `reset_after` latents, over all ranks,
-    is re-seeded from a live output by `after_step`; every code starts unused, so that the first batch
-    seeds the codebook."""
+    is re-seeded by `after_step` from what the inverse dynamics puts out; every code starts unused, so that the first
+    batch seeds the codebook."""
 
     unused_for: Tensor
 
@@ -33,8 +32,7 @@ class DiscreteBottleneck(Bottleneck):
 
     def forward(self, codes_BTK: Tensor, states_BTND: Tensor) -> LatentActions:
         flat = codes_BTK.float().flatten(0, 1)
-        with torch.no_grad():
-            index = torch.cdist(flat, self.codebook.float()).argmin(dim=-1)
+        index = nearest_codes(flat.detach(), self.codebook.detach())
         quantised = self.codebook.float()[index]
         c = self.config
         penalty = c.codebook_loss * F.mse_loss(quantised, flat.detach())
@@ -58,19 +56,19 @@ class DiscreteBottleneck(Bottleneck):
 
     @torch.no_grad()
     def after_step(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:
-        """Re-seeds dead codes once, the same on every rank, and clears their optimiser moments.
+        """Re-seeds dead codes, once, from the latents of all ranks, and clears their optimiser moments.
 
         `codes_reset`: how many they were.
         """
         dead = (self.unused_for >= self.config.reset_after).nonzero().flatten()
         if len(dead) == 0 or self._live is None:
             return {"codes_reset": 0.0}
-        pick = torch.randint(len(self._live), (len(dead),), device=dead.device)
-        seeds = self._live[pick]
-        noise = torch.randn_like(seeds) * self._live.std(dim=0, correction=0) * self.config.reset_noise
-        seeds = seeds + noise
-        if dist.is_initialized():
-            dist.broadcast(seeds, src=0)
+        live = rows_of_all_ranks(self._live)
+        # Each latent is taken once before one is taken again.
+        rounds = -(-len(dead) // len(live))
+        pick = torch.cat([torch.randperm(len(live), device=live.device) for _ in range(rounds)])[: len(dead)]
+        noise = torch.randn(len(dead), live.shape[1], device=live.device) * self.config.reset_noise
+        seeds = from_first_rank(live[pick] + noise * live.std(dim=0, correction=0))
         self.codebook[dead] = seeds.to(self.codebook.dtype)
         self.unused_for[dead] = 0
         for value in optimizer_state.get(self.codebook, {}).values():
@@ -87,3 +85,12 @@ class DiscreteBottleneck(Bottleneck):
             f"the codebook has collapsed (perplexity {metrics['perplexity']:.2f}): lower "
             "model.bottleneck.reset_after, so that unused codes are re-seeded, or take another codebook_size"
         )
+
+
+def nearest_codes(z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
+    """The index of each row's nearest code, [N]. In float64: of the squares that a fast distance is made of, float32
+    leaves nothing of a distance that is small beside the rows' common offset."""
+    codes = codebook_KD.double()
+    centre = codes.mean(dim=0)
+    parts = [torch.cdist(part.double() - centre, codes - centre).argmin(dim=-1) for part in z_ND.split(1024)]
+    return torch.cat(parts)

@@ -12,9 +12,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        return rows_of_all_ranks(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -31,4 +29,20 @@ def gather_with_gradient(x_ND: Tensor) -> Tensor:
 def sum_over_ranks(x: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(x)
+    return x
+
+
+def rows_of_all_ranks(x_ND: Tensor) -> Tensor:
+    """Rows of all ranks, by rank, without gradients."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x_ND
+    parts = [torch.empty_like(x_ND) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x_ND.contiguous())
+    return torch.cat(parts)
+
+
+def from_first_rank(x: Tensor) -> Tensor:
+    """The first rank's values, on all ranks (in place)."""
+    if dist.is_initialized():
+        dist.broadcast(x, src=0)
     return x

@@ -8,7 +8,7 @@ import torch
 from small_runs import no_states
 
 from lawm.config import Discrete
-from lawm.model.latent_action.discrete import DiscreteBottleneck
+from lawm.model.latent_action.discrete import DiscreteBottleneck, nearest_codes
 
 
 def test_nearest_code_and_both_losses() -> None:
@@ -27,6 +27,30 @@ def test_nearest_code_and_both_losses() -> None:
     entropy = -sum(p * np.log(p) for p in share if p > 0)
     assert float(out.metrics["perplexity"]) == pytest.approx(np.exp(entropy), rel=1e-5)
     assert float(out.metrics["used_share"]) == pytest.approx(len(set(nearest)) / 7)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 3000.0])
+def test_the_nearest_code_is_the_nearest_far_from_zero_too(offset: float) -> None:
+    """Against all differences in float64. At an offset of 100 float32's fast distance takes others."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(512, 32, generator=generator) * 0.3 + offset
+    z = torch.randn(2000, 32, generator=generator) * 0.3 + offset
+    wanted = (z.double()[:, None] - codes.double()).square().sum(-1).argmin(-1)
+    assert torch.equal(nearest_codes(z, codes), wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest_codes(z, codes), wanted)
+    if offset:
+        assert not torch.equal(torch.cdist(z, codes).argmin(-1), wanted)
+
+
+def test_codes_of_clusters_far_apart_are_told_from_each_other() -> None:
+    """Two clusters 2,000 apart: their common centre is far from both."""
+    generator = torch.Generator().manual_seed(1)
+    place = torch.tensor([-1000.0, 1000.0]).repeat(200)[:, None]
+    codes = torch.randn(400, 16, generator=generator) * 0.3 + place
+    z = codes + 0.02 * torch.randn(400, 16, generator=generator)
+    wanted = (z.double()[:, None] - codes.double()).square().sum(-1).argmin(-1)
+    assert torch.equal(nearest_codes(z, codes), wanted)
 
 
 def test_straight_through_gradients() -> None:

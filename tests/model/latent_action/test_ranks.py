@@ -11,9 +11,11 @@ from small_runs import (
     adaptive_config,
     fine_tuned_config,
     gradients,
+    latents_of,
     made_batch,
     made_batches,
     new_objective,
+    reseeded,
     sparse_config,
     tiny_kind,
     without_noise,
@@ -69,6 +71,21 @@ def test_two_ranks_keep_one_codebook_and_count_use_over_both(two_ranks: list[dic
     for name in ("perplexity", "used_share", "codes_reset", "loss"):
         assert first["metrics"][0][name] == pytest.approx(seen[0][name], rel=1e-4), name
         assert first["metrics"][0][name] == second["metrics"][0][name], name
+
+
+def test_codes_are_reseeded_from_the_latents_of_both_ranks(two_ranks: list[dict[str, Any]]) -> None:
+    """4,095 dead codes from 112 latents a rank: each latent of either rank is a code, as often as any other."""
+    first, second = (found["reseeded"] for found in two_ranks)
+    assert torch.equal(first["codebook"], second["codebook"])
+    assert first["codes_reset"] == second["codes_reset"] == 4095
+    latents = torch.cat([latents_of(rank).flatten(0, 1) for rank in range(2)])
+    codes, counts = first["codebook"][1:].unique(dim=0, return_counts=True)
+    assert torch.equal(codes, latents.unique(dim=0))
+    assert set(counts.tolist()) == {18, 19}  # 4,095 of 224
+    # One rank's latents alone are half of the codes, and serve fewer of both ranks' next latents.
+    alone = reseeded(0)
+    assert len(alone["codebook"][1:].unique(dim=0)) == 112
+    assert first["perplexity"] > 1.5 * alone["perplexity"]
 
 
 def test_two_ranks_train_one_encoder(two_ranks: list[dict[str, Any]]) -> None:
