@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from lawm.config import Config, Discrete, LawmError, TrueActions, VideoLimits, override
-from lawm.data import Cursor, list_videos, rows_to_table, write_index
+from lawm.data import ActionScales, Cursor, list_videos, rows_to_table, write_index
 from lawm.model.latent_action.discrete import DiscreteBottleneck
 from lawm.recipes import tiny
 from lawm.training import ClipBatch, LatentActionObjective, RunWriter, train
@@ -84,8 +84,19 @@ def no_states(batch: int, steps: int) -> torch.Tensor:
 def new_objective(config: Config, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     objective = build_latent_action(config)
-    objective.calibrate(made_batch(range(16), config))
+    batch = made_batch(range(16), config)
+    objective.calibrate(batch)
+    if objective.reads_actions:
+        objective.scale_actions(scales_of(batch))
     return objective
+
+
+def scales_of(batch: ClipBatch) -> ActionScales:
+    """The scales of a batch's actions, as of a training split."""
+    assert batch.actions_BTA is not None
+    a = batch.actions_BTA.flatten(0, 1)
+    stats = (a.mean(dim=0), a.std(dim=0), a.amin(dim=0), a.amax(dim=0))
+    return ActionScales(*(x.double().numpy() for x in stats), len(a))
 
 
 def losses_of(

@@ -56,6 +56,8 @@ from lawm.data.prepare import transcode as transcode
 from lawm.data.sampling import Cursor as Cursor
 from lawm.data.sampling import PlanArrays as PlanArrays
 from lawm.data.sampling import grid_frames as grid_frames
+from lawm.data.scales import ActionScales as ActionScales
+from lawm.data.scales import action_scales as action_scales
 from lawm.data.splitting import Splitter as Splitter
 from lawm.data.state_cache import Piece as Piece
 from lawm.data.state_cache import StateCache as StateCache

@@ -9,6 +9,7 @@ from lawm.config import ClipSpec, Config, LawmError
 from lawm.data.clips import ClipReader, MixedReader, Reader, open_reader
 from lawm.data.index import Index
 from lawm.data.sampling import LEAST_FRAMES, advice, slots_of
+from lawm.data.scales import action_scales
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,11 @@ def held_out_reader(config: Config, kind: str) -> tuple[Reader | None, str]:
 
 
 def data_lines(config: Config, kind: str) -> list[str]:
-    """What a training run of that kind trains on, what it holds out, and which videos its clips leave out, as lines
-    to be shown before it starts. Raises LawmError where no clip is left to train on."""
+    """What a training run of that kind trains on, what it holds out, which videos its clips leave out, and which
+    numbers of its actions hardly vary, as lines to be shown before it starts. Raises LawmError where no clip is left to
+    train on."""
     reader = open_reader(config, kind)
+    labelled = kind == "controller" or config.model.bottleneck.kind == "true_actions"
     validation, why = held_out_reader(config, kind)
     own = side_of(reader)
     lines = [f"trained on: {own}"]
@@ -70,7 +73,8 @@ def data_lines(config: Config, kind: str) -> list[str]:
         rule = f"data.val_fraction = {fraction:g} alone would {'hold out none' if fraction < 0.5 else 'leave none'}"
         lines.append(f"held out: {held}" + (f" ({rule} of so few)" if held.by_company else ""))
     readers = readers_of(reader) + (readers_of(validation) if validation is not None else [])
-    return lines + fit_lines((r.index for r in readers), config.data.clip)
+    lines += fit_lines((r.index for r in readers), config.data.clip)
+    return lines + (action_scales(reader).lines() if labelled else [])
 
 
 def fit_lines(pieces: Iterable[Index], clip: ClipSpec) -> list[str]:

@@ -218,6 +218,23 @@ class Labels:
         taken = actions[first : first + needed].reshape(clip.frames - 1, each, -1)
         return taken.sum(axis=1, dtype=np.float32)
 
+    def whole(self, key: str, clip: ClipSpec, frames: int) -> np.ndarray:
+        """The actions between the first `frames` frames of a video at the clip's rate, or between as many of them as
+        its labels reach: float32 [frames - 1 or fewer, A], as clips of that video have them."""
+        i = self._find(key)
+        if self.kind == "sum":
+            each, _ = self._steps(i, 0.0, clip.fps)
+            actions = self._actions.row(i)
+            n = min(frames - 1, len(actions) // each)
+            return actions[: n * each].reshape(n, each, -1).sum(axis=1, dtype=np.float32)
+        at = self._on_display(i, 0.0, clip.model_copy(update={"frames": frames}), None)
+        if self.kind == "first":
+            known = self._actions.row(i)
+            return known[at[:-1][at[:-1] < len(known)]]
+        assert self._states is not None
+        states = self._states.row(i)
+        return deltas(self.kind, states[at[at < len(states)]])
+
     def states_for(self, key: str, start_s: float, clip: ClipSpec, seconds_F: np.ndarray | None = None) -> np.ndarray:
         """The world's state at each frame of the clip, float32 [F, S]. `seconds_F`: the times of these very frames
         (`Clip.seconds_F`); without them, as frames at the rate of the labels are chosen (`timing.choose`). Raises

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lawm.config import ClipSpec, Config, FineTuneConfig, LawmError, PixelsEncoder
+from lawm.data import ActionScales
 from lawm.model import Encoder, effective_rank, encode_clips
 from lawm.training.batches import ClipBatch
 from lawm.training.objective import LatentActionObjective, LossTerms, Objective
@@ -57,6 +58,13 @@ class FineTuning(Objective):
 
     def calibrate(self, batch: ClipBatch) -> None:
         self.model.calibrate(batch)
+
+    @property
+    def reads_actions(self) -> bool:
+        return self.model.reads_actions
+
+    def scale_actions(self, scales: ActionScales) -> None:
+        self.model.scale_actions(scales)
 
     def learning_rates(self) -> dict[nn.Module, float]:
         return {self.online: self.config.lr}

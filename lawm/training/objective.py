@@ -7,11 +7,13 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lawm.config import Config, FineTuneConfig, LawmError, PixelsEncoder
+from lawm.data import ActionScales
 from lawm.model import (
     Controller,
     Decoder,
@@ -79,6 +81,14 @@ class Objective(nn.Module):
     def calibrate(self, batch: ClipBatch) -> None:
         """Measures data statistics that the model keeps, from the first clips of the plan."""
 
+    @property
+    def reads_actions(self) -> bool:
+        """Whether it has a scale of actions, to be given to `scale_actions`."""
+        return False
+
+    def scale_actions(self, scales: ActionScales) -> None:
+        """Keeps the scale of each number of an action."""
+
     def maintain(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:
         """Upkeep after an optimiser step; returns figures to log."""
         return {}
@@ -93,6 +103,12 @@ class Objective(nn.Module):
 
     def forward(self, batch: ClipBatch) -> LossTerms:
         raise TypeError(f"{type(self).__name__} has no loss")
+
+
+def _keep(buffer: Tensor, values_A: np.ndarray) -> None:
+    if len(values_A) != len(buffer):
+        raise LawmError(f"the labels have {len(values_A)} numbers an action, the model was made for {len(buffer)}")
+    buffer.copy_(torch.from_numpy(values_A))
 
 
 class LatentActionObjective(Objective):
@@ -147,15 +163,20 @@ class LatentActionObjective(Objective):
 
     @property
     def calibrates(self) -> bool:
-        return self.state_norm.kind == "channel" or self.latent_action.embed is not None
+        return self.state_norm.kind == "channel"
 
     @torch.no_grad()
     def calibrate(self, batch: ClipBatch) -> None:
         if self.state_norm.kind == "channel" and not bool(self.state_norm.calibrated):
             raw = batch.states_BTND if batch.states_BTND is not None else self.encode(batch.frames_BFCHW)  # type: ignore[arg-type]
             self.state_norm.calibrate(raw)
-        if self.latent_action.embed is not None and batch.actions_BTA is not None:
-            self.latent_action.action_std.copy_(batch.actions_BTA.flatten(0, 1).std(dim=0).clamp_min(1e-6))
+
+    @property
+    def reads_actions(self) -> bool:
+        return self.latent_action.embed is not None
+
+    def scale_actions(self, scales: ActionScales) -> None:
+        _keep(self.latent_action.action_std, scales.scale(about_mean=False))
 
     def infer(self, states_BTND: Tensor, actions_BTA: Tensor | None = None) -> LatentActions:
         """Latent actions of normalised states."""
@@ -211,15 +232,12 @@ class ControllerObjective(Objective):
         return ("model.",)
 
     @property
-    def calibrates(self) -> bool:
+    def reads_actions(self) -> bool:
         return True
 
-    def calibrate(self, batch: ClipBatch) -> None:
-        if batch.actions_BTA is None:
-            raise LawmError("the controller needs labelled clips: set data.labels to a Parquet table of actions")
-        actions = batch.actions_BTA.flatten(0, 1).float()
-        self.controller.action_mean.copy_(actions.mean(dim=0))
-        self.controller.action_std.copy_(actions.std(dim=0).clamp_min(1e-6))
+    def scale_actions(self, scales: ActionScales) -> None:
+        _keep(self.controller.action_mean, scales.mean)
+        _keep(self.controller.action_std, scales.scale())
 
     def forward(self, batch: ClipBatch) -> LossTerms:
         if batch.actions_BTA is None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, differing_fields, parse_config
-from lawm.data import Reader, first_clips, open_reader
+from lawm.data import Reader, action_scales, first_clips, open_reader
 from lawm.model import Encoder
 from lawm.training.batches import collate
 from lawm.training.checkpoint import (
@@ -88,6 +88,8 @@ def prepare(
         check_encoder(resume, model_of(objective), newest or run)
     if resume is None and objective.calibrates:
         objective.calibrate(collate(first_clips(reader, CALIBRATION_CLIPS)))
+    if resume is None and objective.reads_actions:
+        objective.scale_actions(action_scales(reader))
     validation = held_out_clips(config, kind, min(loop.batch, 32))
     lineage = {"uri": parent, "fingerprint": on.fingerprint} if on is not None and parent is not None else None
     return Setup(objective, reader, resume, validation, lineage, extra)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from lawm.config import Config, LawmError
-from lawm.data import BadClip, EmptySplit, Reader, Sample, open_reader
+from lawm.data import BadClip, Sample, held_out_reader
 from lawm.training.batches import ClipBatch, collate
 from lawm.training.objective import Objective
 from lawm.training.ranks import autocast, from_all_ranks, pick_device, rank_and_world
@@ -26,25 +26,14 @@ class Validation:
     refused: int
 
 
-def held_out_reader(config: Config, kind: str) -> Reader | None:
-    """The validation split, or None where the config holds nothing out or no video is there to hold out.
-
-    Raises LawmError where the held-out videos give no clip.
-    """
-    try:
-        return open_reader(config, kind, "val") if config.data.val_fraction > 0 else None
-    except EmptySplit:
-        return None
-
-
 def held_out_clips(config: Config, kind: str, size: int) -> Validation | None:
     """The first VALIDATION_CLIPS clips of the validation split, in batches of `size`; rank r reads every world-th.
-    None where nothing is held out. Called on every rank.
+    None where nothing is held out, or no clip fits what is. Called on every rank.
 
     Clips that cannot be read are left out and counted. Raises LawmError, on all ranks, where none can be read.
     """
     rank, world = rank_and_world()
-    reader = held_out_reader(config, kind)
+    reader, _ = held_out_reader(config, kind)  # why there is none is said before the run starts (lawm.data.data_lines)
     mine = [] if reader is None else range(rank, min(VALIDATION_CLIPS, len(reader.plan)), world)
     found = [reader.try_sample(p) for p in mine] if reader is not None else []
     good = [clip for clip in found if isinstance(clip, Sample)]

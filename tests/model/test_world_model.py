@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_runs import made_batch, new_objective, tiny_kind, tiny_with
+from small_runs import made_batch, new_objective, scales_of, tiny_kind, tiny_with
 
 from lawm.config import AttentionController, ControllerConfig, LawmError, MlpController, WorldModelConfig
 from lawm.model import Controller, Decoder, WorldModel
@@ -215,19 +215,22 @@ def test_controller_works_in_the_datas_units() -> None:
     batch = made_batch(range(8), config)
     from dataclasses import replace
 
-    objective.calibrate(batch)
+    objective.scale_actions(scales_of(batch))
     first = objective(batch)
     assert batch.actions_BTA is not None
     scaled = replace(batch, actions_BTA=batch.actions_BTA * 50 + 7)
     z = torch.randn(1, 2, 8)
     before = objective.controller.inverse(z)
-    objective.calibrate(scaled)
+    objective.scale_actions(scales_of(scaled))
     second = objective(scaled)
     assert second.prediction.item() == pytest.approx(first.prediction.item(), rel=1e-4)
     assert second.penalty.item() == pytest.approx(first.penalty.item(), rel=1e-4)
     torch.testing.assert_close(objective.controller.inverse(z), before * 50 + 7, rtol=1e-3, atol=1e-3)
     with pytest.raises(LawmError, match="labels"):
-        objective.calibrate(replace(batch, actions_BTA=None))
+        objective(replace(batch, actions_BTA=None))
+    three = replace(batch, actions_BTA=batch.actions_BTA.repeat(1, 1, 2)[..., :3])
+    with pytest.raises(LawmError, match="labels have 3 numbers an action, the model was made for 2"):
+        objective.scale_actions(scales_of(three))
 
 
 def test_a_deterministic_model_has_nothing_to_control() -> None:
