@@ -22,7 +22,7 @@ lint: $(STAMP)
 	$(BIN)/mypy lawm jobs
 
 bench-quick: $(STAMP)
-	@for name in decode ingest nodes demo train_step rollout population index_growth adaptive fine_tune; do echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	@for name in decode ingest nodes demo train_step rollout population index_growth adaptive fine_tune limits; do echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 # The first Python from 3.11 on that can make virtual environments; `make PYTHON=/path/to/python` chooses another.
 # pygame, which the demo's simulator needs, has no wheel for 3.14 yet, hence the order.

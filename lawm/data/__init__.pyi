@@ -20,6 +20,7 @@ from lawm.data.datasets.common import ReadSpec as ReadSpec
 from lawm.data.datasets.common import Recording as Recording
 from lawm.data.datasets.layouts import LAYOUTS as LAYOUTS
 from lawm.data.datasets.layouts import layout as layout
+from lawm.data.dimensions import PLANAR as PLANAR
 from lawm.data.dimensions import UNKNOWN as UNKNOWN
 from lawm.data.dimensions import Dimension as Dimension
 from lawm.data.dimensions import DimensionKind as DimensionKind

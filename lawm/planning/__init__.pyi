@@ -1,7 +1,9 @@
 from lawm.planning.baselines import mean_action as mean_action
 from lawm.planning.baselines import no_action as no_action
 from lawm.planning.displacement import Episode as Episode
+from lawm.planning.displacement import errors as errors
 from lawm.planning.displacement import measured_by as measured_by
+from lawm.planning.displacement import moved_by_actions as moved_by_actions
 from lawm.planning.displacement import sequence_errors as sequence_errors
 from lawm.planning.displacement import units as units
 from lawm.planning.problem import Shown as Shown
@@ -15,4 +17,5 @@ from lawm.planning.protocols import preset as preset
 from lawm.planning.results import remarks as remarks
 from lawm.planning.results import summarize_episodes as summarize_episodes
 from lawm.planning.solvers import Plan as Plan
+from lawm.planning.solvers import cem as cem
 from lawm.planning.solvers import plan as plan
