@@ -31,6 +31,10 @@ class NotFoundError(StorageError):
     """No such file, folder, object or bucket."""
 
 
+class RefusedError(StorageError):
+    """An object that is there and may not be read: forbidden, archived, or under a key of another's."""
+
+
 def bucket_key(uri: str) -> tuple[str, str]:
     """s3://bucket/a/key -> (bucket, a/key). Raises StorageError where no bucket is named."""
     bucket, _, key = uri.removeprefix(S3).partition("/")
@@ -235,11 +239,17 @@ def _answered(uri: str, error: Any) -> StorageError:
         return no_bucket(uri)
     if code in ("NoSuchKey", "404", "NotFound"):
         return NotFoundError(f"{uri}: no such object{at()}")
+    if code == "InvalidObjectState":
+        where = error.response.get("Error", {}).get("StorageClass", "")
+        return RefusedError(f"{uri}: archived{f' ({where})' if where else ''}{at()}. Restore it first, or leave it out")
+    if code.startswith("KMS") or "Server Side Encryption" in said:
+        return RefusedError(f"{uri}: encrypted with a key that these credentials may not use{at()} ({code}): {said}")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    kind = RefusedError if key.strip("/") and status == 403 else StorageError
     if status in (400, 401, 403) and not _connection().signed:
-        return StorageError(f"{uri}: access denied{at()} ({code}) to requests that are not signed. {_KEYS}")
+        return kind(f"{uri}: access denied{at()} ({code}) to requests that are not signed. {_KEYS}")
     if code in _REFUSED:
-        return StorageError(f"{uri}: access denied{at()}. These credentials may not do this to bucket {bucket!r}")
+        return kind(f"{uri}: access denied{at()}. These credentials may not do this to bucket {bucket!r}")
     if code in _BAD_KEYS:
         public = "; a public bucket can be read without: AWS_NO_SIGN_REQUEST=1"
         return StorageError(f"{uri}: the credentials were refused{at()} ({code}): {_BAD_KEYS[code]}{public}")

@@ -18,12 +18,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, BinaryIO, Literal, NamedTuple, cast
+from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
 
 from lawm import s3
 from lawm.s3 import S3, StorageError, bucket_key
 from lawm.s3 import NotFoundError as NotFoundError
 
+_FILE = "file://"
 _READ_AHEAD = 1 << 20
 """Bytes fetched by one ranged request of a buffered S3 file, at least."""
 _RANGES_HELD = 4
@@ -38,6 +40,12 @@ class ReplacedError(StorageError):
     """An object is no longer the one that it was."""
 
 
+def tells_of_one(error: StorageError, uri: str) -> bool:
+    """Whether what went wrong at `uri` is a matter of that file alone (missing, no right to it, archived), and not of
+    an S3 that cannot be reached."""
+    return isinstance(error, (NotFoundError, s3.RefusedError)) or not is_s3(uri)
+
+
 # ---------------------------------------------------------------- names
 def is_s3(uri: str) -> bool:
     return uri.startswith(S3)
@@ -48,6 +56,11 @@ def absolute(uri: str) -> str:
     if is_s3(uri):
         bucket_key(uri)
         return uri
+    return _sayable(local_path(uri))
+
+
+def local_path(uri: str) -> str:
+    """The absolute path that the system knows a local `uri` by; bytes that are not UTF-8 are escaped as Python does."""
     path = _local(uri)
     try:
         return os.path.abspath(path)
@@ -55,14 +68,30 @@ def absolute(uri: str) -> str:
         raise StorageError(f"{uri}: the working folder is gone. Go into another, or give a whole path") from None
 
 
+def name_below(uri: str, folder: str) -> str:
+    """What a listing of `folder` found, as a name relative to it that any table can hold: bytes of a local name that
+    are not UTF-8 are spelt out (`\\xe9`). Its own name, where it is `folder` itself."""
+    if not is_s3(uri):
+        uri, folder = _local(uri), os.path.join(local_path(folder), "")
+    name = uri.removeprefix(folder) if uri.startswith(folder) else uri.rstrip("/").rpartition("/")[2]
+    return spelt(name)
+
+
+def spelt(name: str) -> str:
+    """A name as the system or a tar gives it, with bytes that are not UTF-8 spelt out."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def join(uri: str, *parts: str) -> str:
     """`uri` with `parts` appended, separated by single slashes."""
+    if uri.startswith(_FILE):
+        parts = tuple(map(quote, parts))
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts if part.strip("/"))])
 
 
 def _local(uri: str) -> str:
-    if uri.startswith("file://"):
-        return uri.removeprefix("file://")
+    if uri.startswith(_FILE):
+        return os.fsdecode(unquote_to_bytes(uri.removeprefix(_FILE)))
     scheme, separator, _ = uri.partition("://")
     if separator and scheme.isalnum():
         raise StorageError(f"{uri}: scheme {scheme!r} is not supported. Use a local path or s3://bucket/key")
@@ -297,6 +326,7 @@ def size_of(uri: str) -> int:
         return _head(uri)[0]
     with _local_errors(uri):
         if os.path.isdir(_local(uri)):
+            os.scandir(_local(uri)).close()  # a folder that may not be read says so first
             raise IsADirectoryError
         return os.stat(_local(uri)).st_size
 
@@ -332,25 +362,30 @@ def check_folder(uri: str) -> None:
         raise StorageError(f"{uri}: {folder} is no folder that can be written to. Choose another place")
 
 
-def list_files(uri: str, suffixes: Sequence[str] | None = None) -> Iterator[tuple[str, int]]:
+def list_files(uri: str, suffixes: Sequence[str] | None = None, troubles: bool = False) -> Iterator[tuple[str, int]]:
     """Every (uri, size) below a folder or prefix, in a fixed order; a file lists itself, whatever its suffix.
 
     `suffixes` (lower case, with the dot) filters without regard to case. A local folder is walked through
     links, each real folder once; names that begin with a dot are left out. `s3://bucket/part*` lists every
-    object whose key starts with `part`. Raises NotFoundError for a source that does not exist.
+    object whose key starts with `part`. Raises NotFoundError for a source that does not exist; StorageError for a
+    folder that may not be read. `troubles`: such folders are listed instead, with a slash at the end and no size, and
+    so are links that lead nowhere, what is neither file nor folder, and folders that are named as a file: whoever opens
+    them learns why.
     """
     wanted = None if suffixes is None else tuple(suffix.lower() for suffix in suffixes)
-    found = _list_s3(uri) if is_s3(uri) else _list_local(_local(uri))
-    for name, size in found:
+    if not is_s3(uri):
+        yield from _list_local(_local(uri), wanted, troubles)
+        return
+    for name, size in _list_s3(uri):
         if wanted is None or name == uri or name.lower().endswith(wanted):
             yield name, size
 
 
-def _list_local(root: str) -> Iterator[tuple[str, int]]:
-    with _local_errors(root):
+def _list_local(root: str, wanted: tuple[str, ...] | None, troubles: bool) -> Iterator[tuple[str, int]]:
+    with _local_errors(_sayable(root)):
         status = os.stat(root)
     if not os.path.isdir(root):
-        yield root, status.st_size
+        yield _sayable(root), status.st_size
         return
     seen: set[str] = set()
 
@@ -359,23 +394,50 @@ def _list_local(root: str) -> Iterator[tuple[str, int]]:
         if real in seen:
             return
         seen.add(real)
-        with _local_errors(folder), os.scandir(folder) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
+        try:
+            with _local_errors(_sayable(folder)), os.scandir(folder) as entries:
+                ordered = sorted(entries, key=lambda entry: entry.name)
+        except StorageError as error:
+            if troubles and folder != root:
+                yield f"{_sayable(folder)}/", 0
+            elif folder == root or not isinstance(error, NotFoundError):  # else it went away meanwhile
+                raise
+            return
         for entry in ordered:
             if entry.name.startswith("."):
                 continue
-            with suppress(OSError, NotFoundError):  # a dangling link, or what went away meanwhile
-                if entry.is_dir():
-                    yield from walk(entry.path)
-                elif entry.is_file():
-                    yield _sayable(entry.path), entry.stat().st_size
+            named = wanted is None or entry.name.lower().endswith(wanted)
+            kind, size = _look_at(entry)
+            if kind == "folder":
+                found = False
+                for each in walk(entry.path):
+                    found = True
+                    yield each
+                if troubles and named and wanted is not None and not found:
+                    yield f"{_sayable(entry.path)}/", 0
+            elif named and (kind == "file" or troubles):
+                yield _sayable(entry.path), size
 
     yield from walk(root)
 
 
+def _look_at(entry: "os.DirEntry[str]") -> tuple[Literal["file", "folder", "neither"], int]:
+    """What an entry of a folder is, through links, and its size."""
+    with suppress(OSError):  # a link that leads nowhere or in a circle, no right to look, or gone meanwhile
+        if entry.is_dir():
+            return "folder", 0
+        if entry.is_file():
+            return "file", entry.stat().st_size
+    return "neither", 0
+
+
 def _sayable(path: str) -> str:
-    """A name that is not UTF-8, which no table can hold, with its odd bytes spelt out: it will be missing."""
-    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path that a table can hold and `_local` reads back: where it is not UTF-8, as a file:// URI."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return _FILE + quote_from_bytes(os.fsencode(path))
+    return path
 
 
 def _list_s3(uri: str) -> Iterator[tuple[str, int]]:

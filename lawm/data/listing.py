@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,53 +16,62 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 
 
+_DAMAGED = (tarfile.TarError, ValueError, OverflowError)
+"""What tarfile raises over headers that are damaged."""
+
+
 def list_files(sources: Sequence[str]) -> Iterator[VideoRef]:
     """Every video file and every tar (as one ref, see `expand`) in files, folders and S3 prefixes, in order.
 
     The key is the path relative to the source, so that a moved data set keeps its keys. Nothing is
-    opened. Raises NotFoundError for a source that does not exist.
+    opened: folders that may not be read, and what else is no file, are listed for `probe` to say why. Raises
+    NotFoundError for a source that does not exist.
     """
     for source in sources:
         root = storage.absolute(source)
-        if storage.is_s3(root):
-            folder = root[: root.rfind("/") + 1] if root.endswith("*") else root.rstrip("/") + "/"
-        else:
-            folder = os.path.join(root, "")
-        for uri, size in storage.list_files(root, VIDEO_SUFFIXES + TAR_SUFFIXES):
-            key = uri.removeprefix(folder) if uri.startswith(folder) else uri.rstrip("/").rpartition("/")[2]
-            yield VideoRef(uri, 0, size, key)
+        folder = root[: root.rfind("/") + 1] if storage.is_s3(root) and root.endswith("*") else root.rstrip("/") + "/"
+        for uri, size in storage.list_files(root, VIDEO_SUFFIXES + TAR_SUFFIXES, troubles=True):
+            yield VideoRef(uri, 0, size, storage.name_below(uri, folder))
 
 
 def expand(ref: VideoRef) -> Iterator[VideoRef]:
     """The videos of a tar (`<tar's key without .tar>/<member>`), read header by header; any other ref as it is.
 
     Folders, links, sparse members and other suffixes are left out; a member that occurs twice gets `#2`.
-    A tar that is compressed or no tar is yielded as it is, for `probe` to refuse with a reason; if one
-    breaks off in the middle, the rest is yielded as a last entry, for the same purpose.
+    A tar that is compressed, no tar, or not to be read is yielded as it is, for `probe` to refuse with a reason; if one
+    breaks off in the middle, the rest is yielded as a last entry, for the same purpose. Raises StorageError where S3
+    cannot be reached.
     """
     if not ref.is_tar:
         yield ref
         return
     stem = ref.key[: -len(".tar")]
     seen: Counter[str] = Counter()
-    with storage.open_file(ref.source) as file:
+    try:
+        opened = storage.open_file(ref.source)
+    except storage.StorageError as error:
+        if not storage.tells_of_one(error, ref.source):
+            raise
+        yield ref
+        return
+    with opened as file:
         try:
             # Not "r": that would unpack compressed tars, whose members have no offset.
             tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-        except tarfile.TarError:
+        except _DAMAGED:
             yield ref
             return
         member: tarfile.TarInfo | None = None
         while True:
             try:
                 member = tar.next()
-            except tarfile.TarError:
+            except _DAMAGED:
                 break
             if member is None:
                 break
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has read
             if member.isreg() and not member.issparse() and member.name.lower().endswith(VIDEO_SUFFIXES):
-                name = f"{stem}/{member.name.removeprefix('./').lstrip('/')}"
+                name = f"{stem}/{storage.spelt(member.name).removeprefix('./').lstrip('/')}"
                 seen[name] += 1
                 key = name if seen[name] == 1 else f"{name}#{seen[name]}"
                 yield VideoRef(ref.source, member.offset_data, member.size, key)

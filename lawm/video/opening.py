@@ -185,8 +185,6 @@ class _TimedFile:
 def open_video(ref: VideoRef, limits: VideoLimits, deadline: float) -> Iterator[Video]:
     """Opens a video; decodes nothing. Raises VideoError, and StorageError where S3 cannot be reached."""
     where = str(ref)
-    if ref.is_tar:
-        raise VideoError("tar", where, "compressed or damaged, members cannot be read in place; unpack it, tar it anew")
     with contextlib.ExitStack() as stack:
         head = b""
         try:
@@ -198,6 +196,10 @@ def open_video(ref: VideoRef, limits: VideoLimits, deadline: float) -> Iterator[
                 file, there, version = None, storage.size_of(ref.source) - ref.offset, None
             if min(ref.size, there) <= 0:
                 raise VideoError("empty", where, "0 bytes")
+            if ref.is_tar:
+                storage.read_bytes(ref.source, 0, 1)  # no right to read it is another reason
+                said = "compressed or damaged, members cannot be read in place; unpack it, tar it anew"
+                raise VideoError("tar", where, said)
             if there < ref.size:
                 raise VideoError("truncated", where, f"{there} of {ref.size} bytes are there")
             if ref.size > limits.max_bytes:
@@ -219,7 +221,7 @@ def open_video(ref: VideoRef, limits: VideoLimits, deadline: float) -> Iterator[
         except storage.ReplacedError:
             raise VideoError("replaced", where, _REPLACED) from None
         except storage.StorageError as error:
-            if storage.is_s3(ref.source):
+            if not storage.tells_of_one(error, ref.source):
                 raise  # a network that is down says nothing about the video
             raise VideoError("unreadable", where, str(error)) from None
         except (av.error.ExitError, TimeoutError):
@@ -244,7 +246,7 @@ def open_video(ref: VideoRef, limits: VideoLimits, deadline: float) -> Iterator[
 
 def _local_url(ref: VideoRef, there: int) -> str:
     """A name that FFmpeg reads by itself: no Python between it and the disk, no protocol guessed from the name."""
-    path = f"file:{storage.absolute(ref.source)}"
+    path = f"file:{storage.local_path(ref.source)}"
     if ref.offset == 0 and ref.size == there:
         return path
     return f"subfile,,start,{ref.offset},end,{ref.offset + ref.size},,:{path}"
