@@ -6,6 +6,7 @@ import numpy as np
 
 from lawm.config import LawmError
 from lawm.data.clips import ClipReader, MixedReader, Reader
+from lawm.data.dimensions import unnamed
 
 LARGEST = 10.0
 """Scaled actions of the training split lie within this: what moves once in a million transitions would else be a
@@ -105,4 +106,6 @@ def _of_source(reader: ClipReader) -> ActionScales:
         low, high = np.minimum(low, actions.min(axis=0)), np.maximum(high, actions.max(axis=0))
     if not count:
         raise LawmError(f"{reader.config.data.labels} has no action for the clips of the training split")
-    return ActionScales(mean, np.sqrt(square / total), low, high, count)
+    known = [d.name for d in labels.meaning.actions]
+    names = () if known == [d.name for d in unnamed(width, "action")] else tuple(known)
+    return ActionScales(mean, np.sqrt(square / total), low, high, count, names)

@@ -13,38 +13,33 @@ from lawm.config import Amount, LawmError, PlanConfig
 from lawm.data import UNKNOWN, ClipReader, Dimension
 from lawm.training import ControllerObjective, LatentActionObjective
 
-MOST_CLIPS = 20_000
-"""Training clips whose actions are looked at for limits and the mean, evenly over the split."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
     """What the training split shows of each dimension of its clips' actions, in the labels' units: mean, `low` and
-    `high` (its percentiles), over so many clips."""
+    `high` (its percentiles), over so many transitions."""
 
     mean_A: np.ndarray
     low_A: np.ndarray
     high_A: np.ndarray
-    clips: int
+    transitions: int
 
 
 def shown_by(reader: ClipReader, percentiles: tuple[float, float]) -> Shown:
-    """The Shown of that reader's clips. Only labels are read. Raises LawmError where none of the clips has any."""
-    assert reader.labels is not None
-    total, clip, keys = len(reader.plan), reader.config.data.clip, reader.index.table.column("key")
-    at = np.unique(np.linspace(0, total - 1, min(total, MOST_CLIPS)).astype(np.int64))
-    rows = reader.plan.rows(at)
-    found, trouble = [], ""
-    for video, start_s in zip(rows.video, rows.start_s, strict=True):
-        try:
-            found.append(reader.labels.actions_for(keys[int(video)].as_py(), float(start_s), clip))
-        except LawmError as error:  # labels that end before their video: not a clip to train on either
-            trouble = str(error)
-    if not found:
-        raise LawmError(f"none of {len(at)} training clips has actions; the last: {trouble}")
-    actions = np.concatenate(found).astype(np.float64)
+    """The Shown of every video that the reader draws clips from, at the clips' rate. Only labels are read. Raises
+    LawmError where there is no action."""
+    labels, clip, (slots, _) = reader.labels, reader.config.data.clip, reader.plan.held
+    assert labels is not None
+    each, keys = clip.frames if clip.placement == "aligned" else 1, reader.index.table.column("key")
+    found = [
+        labels.whole(keys[int(row)].as_py(), clip, (int(slots[row]) - 1) * each + clip.frames)
+        for row in np.flatnonzero(slots > 0)
+    ]
+    if not sum(map(len, found)):
+        raise LawmError(f"{reader.config.data.labels} has no action for the clips of the training split")
+    actions = np.concatenate(found)
     low, high = np.percentile(actions, percentiles, axis=0)
-    return Shown(actions.mean(axis=0), low, high, len(found))
+    return Shown(actions.mean(axis=0, dtype=np.float64), low.astype(np.float64), high.astype(np.float64), len(actions))
 
 
 def in_units(dimensions: tuple[Dimension, ...], unit: str | None) -> tuple[Dimension, ...]:

@@ -19,7 +19,8 @@ from lawm.cluster.decode import nth_positions
 from lawm.cluster.fit import fit
 from lawm.cluster.session import Session
 from lawm.config import Config, LawmError, override
-from lawm.data import Cursor, StateCache, read_index
+from lawm.data import Cursor, StateCache, read_index, read_labels
+from lawm.simulation import outcomes
 from lawm.training import fit_local, load_checkpoint
 from lawm.training.checkpoint import checkpoint_folders
 
@@ -148,11 +149,19 @@ def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
     assert [row["episode"] for row in rows] == [0, 1, 2, 3]
     held_out = set(read_index(where).split("val", 0.6).table["key"].to_pylist())
     assert {row["key"] for row in rows} <= held_out
+    said = capsys.readouterr().out
+    assert "what the states show after the simulator has carried the actions out" in said
+    assert "the training split's actions, 0.5 to 99.5 percentile: agent x -" in said and "plans leave" not in said
+    recorded = read_labels(labels)
     for row in rows:
         true, planned = np.array(row["true"]), np.array(row["planned"])
         assert planned.shape == true.shape == (2, 2)
-        assert row["planned_error"] == pytest.approx(np.abs(planned.sum(0) - true.sum(0)).sum(), rel=1e-4)
-        assert row["no_action_error"] == pytest.approx(np.abs(true.sum(0)).sum(), rel=1e-4)
+        first, video = round(row["start_s"] * 4), recorded.of(row["key"])
+        assert video.states is not None and row["units"] == {"translation": "arena units"}
+        led = outcomes("pusht", video, first, planned[None])[0, -1, :2]
+        missed = np.abs(led - video.states[first + 2, :2]).sum()
+        assert row["errors"]["planned"]["translation"] == pytest.approx(missed, rel=1e-4)
+        assert {*row["errors"]} == {"planned", "random", "no_action", "mean_action"} and row["outside"] == []
     # A rerun does only what is missing, and that comes out the same.
     torn = '{"episode": 3, "key": "a.m'  # killed while it wrote
     Path(at["plan"], "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]) + torn)
