@@ -1,6 +1,7 @@
 """What the jobs share that train, evaluate or plan: their data arguments, their progress lines, their dry run."""
 
 import argparse
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,25 +99,56 @@ Show = Callable[..., None]
 def counted(*titles: str) -> Iterator[Any]:
     """Yields show(done, total, note="") for a progress line, or a list of them for several titles.
 
-    Off a terminal, prints a line now and then.
+    Off a terminal, prints a line now and then, with the time that is left.
     """
     bar = progress_bar()
 
     def shower(title: str) -> Show:
         task = bar.add_task(title, total=None, note="")
         said = [0.0, -1.0]
+        pace = Pace()
 
         def show(done: int, total: int, note: str = "") -> None:
             bar.update(task, completed=done, total=total, note=note)
+            left = pace.left(time.monotonic(), done, total)
             if bar.disable and done != said[1] and (time.monotonic() - said[0] > 15 or done == total):
                 said[:] = time.monotonic(), done
-                print(f"{title}: {done} of {total} {note}".rstrip(), flush=True)
+                rest = "" if left is None else f"about {spoken(left)} left"
+                print(f"{title}: {done} of {total} {', '.join(filter(None, (note, rest)))}".rstrip(), flush=True)
 
         return show
 
     with bar:
         shows = [shower(title) for title in titles]
         yield shows if len(shows) > 1 else shows[0]
+
+
+class Pace:
+    """How long what is left will take at the pace so far. The clock starts with the first count that moves: what comes
+    before that is the start. A count that falls back, as after a restart, starts it anew."""
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+        self._began: tuple[float, int] | None = None
+
+    def left(self, now: float, done: int, total: int) -> float | None:
+        """Seconds; None where nothing can be said, or nothing is left."""
+        last, self._last = self._last, done
+        if last is None or done < last:
+            self._began = None
+        elif self._began is None and done > last:
+            self._began = now, done
+        elif self._began is not None and self._began[1] < done < total:
+            return (total - done) * (now - self._began[0]) / (done - self._began[1])
+        return None
+
+
+def spoken(seconds: float) -> str:
+    """40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def training_note(figures: dict[str, Any]) -> str:
@@ -129,11 +161,16 @@ def training_note(figures: dict[str, Any]) -> str:
     if "val_prediction" in figures:
         parts.append(f"val {figures['val_prediction']:.4f}")
     if "clips_per_second" in figures:
-        parts.append(f"{figures['clips_per_second']:.0f} clips/s")
+        rate = figures["clips_per_second"]
+        parts.append(f"{rate:.0f} clips/s" if rate >= 10 else f"{rate:.2g} clips/s")
+    if figures.get("data_wait_share", 0.0) >= 0.1:
+        parts.append(f"{figures['data_wait_share']:.0%} waiting for clips")
     if collapse_warning(figures):
         parts.append("COLLAPSED")
     if figures.get("quarantined"):
         parts.append(f"{figures['quarantined']} bad clips")
+    if figures.get("val_refused"):
+        parts.append(f"{figures['val_refused']:.0f} held-out clips cannot be read")
     return ", ".join(parts)
 
 
@@ -217,7 +254,7 @@ def run_training(
             print(f"{report.usable} of {report.videos} videos can be used. Index: {where}")
             config = override(config, "data.index", where)
             members = [override(member, "data.index", where) for member in members]
-        for line in data_lines(config, kind):
+        for line in [*data_lines(config, kind), *standing(members or [config], kind, runs)]:
             print(line)
         if members:
             checkpoints = train_members(members, runs, args.plain)
@@ -235,7 +272,41 @@ def run_training(
         if bad:
             listed = storage.join(runs[0], "quarantine.jsonl")
             print(f"{len(bad)} clips were refused, listed in {listed}; the last: {bad[-1]}")
+        print(f"next: {next_step(kind, checkpoints[0], parent)}")
     return 0
+
+
+def standing(configs: Sequence[Config], kind: str, runs: list[str]) -> list[str]:
+    """What is said of a run, or of a population's first member, that is there already."""
+    from lawm.training import check_same_run, common_checkpoints, standing_lines, stopped_members
+
+    for one, run in zip(configs, runs, strict=True):
+        check_same_run(one, kind, run)
+    stopped = stopped_members(runs, list(configs)) if len(runs) > 1 else {}
+    left = [run for i, run in enumerate(runs) if i not in stopped]
+    return standing_lines(configs[0], kind, common_checkpoints(left)[0]) if left else []
+
+
+def next_step(kind: str, checkpoint: str, parent: str | None) -> str:
+    """What can be done with a trained checkpoint, as commands to be copied."""
+    run = shlex.quote(checkpoint.rpartition("/")[0])
+    if kind == "latent_action":
+        return f"lawm evaluate --checkpoint {run}, or lawm decoder --checkpoint {run} for pictures"
+    model = shlex.quote(str(parent))
+    if kind == "decoder":
+        return f"lawm report --checkpoint {model} --decoder {run}"
+    return (
+        f"lawm evaluate --checkpoint {model} --controller {run}, or lawm plan --checkpoint {model} --controller {run}; "
+        f"pictures take a decoder: lawm decoder --checkpoint {model}"
+    )
+
+
+def beside(args: argparse.Namespace, kind: str) -> None:
+    """Puts the run folder of a controller or decoder that has no --out beside its model's: RUN-controller."""
+    from lawm.training import run_of
+
+    if args.out is None:
+        args.out = f"{run_of(args.checkpoint)}-{kind}"
 
 
 def describe_training(
@@ -245,11 +316,10 @@ def describe_training(
     from lawm.cluster.fit import needs
     from lawm.data import data_lines, open_reader
     from lawm.model import load_encoder
-    from lawm.training import check_same_run, parameter_counts, settings
+    from lawm.training import parameter_counts, settings
 
     _, loop = settings(config, kind)
-    for run, one in zip(runs, members or [config], strict=True):
-        check_same_run(one, kind, run)
+    stands = standing(members or [config], kind, runs)
     storage.check_folder(out)
     if kind != "latent_action":
         check_objective(config, kind)
@@ -271,6 +341,8 @@ def describe_training(
         parameter_counts(member)  # builds it
     counts = {name: f"{count:,}" for name, count in parameter_counts(config).items()}
     more = {"clips_trained_on": loop.steps * loop.batch, "parameters": counts, "videos": list(videos), "out": out}
+    if stands:
+        more["stands"] = stands
     if config.data.given:
         more["data"] = data_lines(config, kind)
     if members:

@@ -8,7 +8,7 @@ Settings come from the checkpoint's own config. Run the same command again after
 import sys
 
 from jobs._cli import base_parser, run_job
-from jobs._run import add_data_arguments, checkpoint_config, run_training
+from jobs._run import add_data_arguments, beside, checkpoint_config, run_training
 
 
 @run_job
@@ -19,10 +19,11 @@ def main(argv: list[str] | None = None) -> int:
         "--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it"
     )
     parser.add_argument(
-        "--out", default="runs/controller", metavar="URI", help="the run folder (default: runs/controller)"
+        "--out", metavar="URI", help="the run folder (default: that of the model, with -controller behind its name)"
     )
     parser.add_argument("--plain", action="store_true", help="train in this process, without Ray Train and Ray Data")
     args = parser.parse_args(argv)
+    beside(args, "controller")
     return run_training(args, checkpoint_config(args), "controller", args.checkpoint)
 
 

@@ -316,6 +316,8 @@ class OptimizerConfig(Frozen):
 
 class TrainConfig(Frozen):
     steps: int = Field(30_000, ge=1)
+    """A run that has begun, or ended, goes on with another number: from there on its learning rate is what a run of so
+    many steps has at that step (warm-up and cosine over the new number)."""
     batch: int = Field(1024, ge=1)
     """Clips per step over all workers."""
     seed: int = 0

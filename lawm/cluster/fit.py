@@ -144,6 +144,8 @@ def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, 
     board = Board.options(**on_this_node()).remote()  # type: ignore[attr-defined]
     spec = RunSpec(configs, kind, runs, parent, board)
     starts = spec.starts()
+    if starts and starts[0]:
+        board.put.remote({"step": read_about(starts[0])["step"]})
     if not starts or (starts[0] and read_about(starts[0])["step"] >= loop.steps):
         return _newest(spec)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(config.cluster.start_timeout_s))

@@ -15,6 +15,7 @@ from lawm.training.checkpoint import load_model as load_model
 from lawm.training.checkpoint import newest_checkpoint as newest_checkpoint
 from lawm.training.checkpoint import prune_checkpoints as prune_checkpoints
 from lawm.training.checkpoint import read_about as read_about
+from lawm.training.checkpoint import run_of as run_of
 from lawm.training.clip_log import read_clip_log as read_clip_log
 from lawm.training.fine_tune import build_latent_action as build_latent_action
 from lawm.training.fine_tune import check_fine_tuning as check_fine_tuning
@@ -47,5 +48,6 @@ from lawm.training.setup import local_batch as local_batch
 from lawm.training.setup import model_of as model_of
 from lawm.training.setup import prepare as prepare
 from lawm.training.setup import settings as settings
+from lawm.training.setup import standing_lines as standing_lines
 from lawm.training.validation import Validation as Validation
 from lawm.training.validation import validate as validate

@@ -209,6 +209,12 @@ def step_of(uri: str) -> int | None:
     return int(name[5:]) if name.startswith("step_") and name[5:].isdigit() else None
 
 
+def run_of(uri: str) -> str:
+    """The run folder of a checkpoint, given as that folder or as a run folder."""
+    uri = uri.rstrip("/")
+    return uri.rpartition("/")[0] if step_of(uri) is not None and "/" in uri else uri
+
+
 def newest_checkpoint(run: str) -> str | None:
     found = checkpoint_folders(run)
     return found[-1] if found else None

@@ -20,6 +20,7 @@ from lawm.training.checkpoint import (
     read_about,
 )
 from lawm.training.objective import ControllerObjective, LatentActionObjective, Objective
+from lawm.training.optimizer import schedule
 from lawm.training.validation import Validation, held_out_clips
 
 CALIBRATION_CLIPS = 64
@@ -105,21 +106,44 @@ def check_same_clips(reader: Reader, run: str) -> None:
         raise LawmError(f"{run} holds a run on other videos than these; choose another --out, or remove it")
 
 
+def standing_lines(config: Config, kind: str, checkpoint: str | None) -> list[str]:
+    """What is said before a run goes on from `checkpoint`: from which step, and what another number of steps means."""
+    if checkpoint is None:
+        return []
+    about = read_about(checkpoint)
+    done, (optimizer, loop) = about["step"], settings(config, kind)
+    before = settings(parse_config(about["config"], checkpoint), kind)[1].steps
+    goes_on = f"goes on from step {done:,} of {loop.steps:,} ({checkpoint})"
+    lines = [goes_on if done < loop.steps else f"done: all {loop.steps:,} steps are in {checkpoint}"]
+    if done >= loop.steps:
+        where = "" if kind == LatentActionObjective.kind else f"{kind}."
+        lines.append(f"--set {where}train.steps=N with more steps makes the run longer")
+    elif before != loop.steps:
+        now, then = (schedule(min(done, n - 1), n, optimizer.warmup) for n in (loop.steps, before))
+        lines.append(
+            f"{loop.steps:,} steps now, {before:,} before: from here on the learning rate is that of a run of "
+            f"{loop.steps:,} steps at the same step ({now:.0%} of its peak; it was {then:.0%})"
+        )
+    return lines
+
+
 def check_same_run(config: Config, kind: str, run: str) -> None:
-    """Raises LawmError where `run` holds checkpoints of another config or kind. What is asked of the
-    cluster may differ; so may how often is logged and saved."""
+    """Raises LawmError where `run` holds checkpoints of another config or kind, or stands beyond the steps asked for.
+    What is asked of the cluster may differ; so may how often is logged and saved, and the number of steps."""
     newest = newest_checkpoint(run)
     if newest is None:
         return
     about = read_about(newest)
     loops = ("train", "controller.train", "decoder.train")
-    counts = [f"{loop}.{name}" for loop in loops for name in ("log_every", "checkpoint_every", "keep")]
+    counts = [f"{loop}.{name}" for loop in loops for name in ("steps", "log_every", "checkpoint_every", "keep")]
     free = ("cluster.", "evaluate.", "plan.", "recipe", *counts, *EXECUTION, *(f"{loop}.compile" for loop in loops))
     differ = [
         f"{k} = {theirs!r} there, {ours!r} now"
         for k, (theirs, ours) in differing_fields(parse_config(about["config"], newest), config).items()
         if not k.startswith(free)
     ]
+    if not differ and about["kind"] == kind and about["step"] > (steps := settings(config, kind)[1].steps):
+        raise LawmError(f"{run} stands at step {about['step']}, beyond the {steps} asked for; choose another --out")
     if about["kind"] != kind:
         differ.insert(0, f"kind {about['kind']} there, {kind} now")
     if differ:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from lawm.training import (
     load_checkpoint,
     newest_checkpoint,
     settings,
+    standing_lines,
     train,
 )
 from lawm.training.checkpoint import checkpoint_folders
@@ -246,6 +248,35 @@ def test_fit_local_from_videos_resumes_and_refuses_another_config(small_set: Sma
     (Path(last) / "checkpoint.json").write_text("{}")
     with pytest.raises(LawmError, match="damaged checkpoint"):
         check_same_run(config, "latent_action", run)
+
+
+def test_a_run_that_has_ended_can_be_made_longer(small_set: SmallSet, tmp_path: Path) -> None:
+    """From where it stands, its learning rate is that of a run of the new length; a resumed run of unchanged length is
+    what it was."""
+    fields = {"data__index": small_set.index, "train__log_every": 1, "train__checkpoint_every": 2}
+    short, long = (tiny_with(**fields | {"train__steps": steps}) for steps in (4, 10))
+    run = str(tmp_path / "run")
+    assert standing_lines(short, "latent_action", newest_checkpoint(run)) == []
+    ended = fit_local(short, "latent_action", run)
+    first = Path(run, "metrics.jsonl").read_text()
+    said = standing_lines(short, "latent_action", ended)
+    assert said[0] == f"done: all 4 steps are in {ended}" and "--set train.steps=N" in said[1]
+    said = standing_lines(long, "latent_action", ended)
+    assert said[0] == f"goes on from step 4 of 10 ({ended})"
+    # 10 steps: one of warm-up, then a cosine of nine, of which step 4 has 3 behind it. Before: the last of 4.
+    assert "10 steps now, 4 before" in said[1]
+    assert (
+        f"({(1 + math.cos(math.pi / 3)) / 2:.0%} of its peak; it was {(1 + math.cos(math.pi * 3 / 4)) / 2:.0%})"
+        in said[1]
+    )
+    assert load_checkpoint(fit_local(long, "latent_action", run)).config.train.steps == 10
+    lines = Path(run, "metrics.jsonl").read_text().splitlines()
+    assert lines[:4] == first.splitlines() and len(lines) == 10
+    rates = [json.loads(line)["learning_rate"] for line in lines[4:]]
+    peak = long.optimizer.adamw_lr
+    assert rates == pytest.approx([peak * (1 + math.cos(math.pi * (s - 1) / 9)) / 2 for s in range(4, 10)])
+    with pytest.raises(LawmError, match=r"stands at step 10, beyond the 4 asked for"):
+        fit_local(short, "latent_action", run)
 
 
 def test_controller_and_decoder_train_on_a_model_and_leave_it_alone(small_set: SmallSet, tmp_path: Path) -> None:

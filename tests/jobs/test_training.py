@@ -1,0 +1,91 @@
+"""What the jobs that train say: how long is left, what can be done next, where they write."""
+
+import shlex
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from small_runs import SmallSet
+
+from jobs import controller, decoder, train
+from jobs._run import Pace, beside, counted, next_step, spoken, training_note
+
+
+def test_the_time_left_is_told_from_the_pace_of_steps_not_of_the_start() -> None:
+    pace = Pace()
+    assert pace.left(0.0, 0, 100) is None
+    assert pace.left(60.0, 10, 100) is None  # a minute of starting
+    assert pace.left(70.0, 20, 100) == pytest.approx(80.0)
+    assert pace.left(70.0, 20, 100) == pytest.approx(80.0)
+    assert pace.left(90.0, 30, 100) == pytest.approx(70 * 30 / 20)
+    assert pace.left(100.0, 20, 100) is None  # workers that were started again
+    assert pace.left(130.0, 30, 100) is None and pace.left(135.0, 40, 100) == pytest.approx(30.0)
+    assert pace.left(200.0, 100, 100) is None
+
+
+def test_how_long_that_is() -> None:
+    said = [spoken(s) for s in (0.2, 40, 89, 90, 700, 5399, 12000)]
+    assert said == ["1 s", "40 s", "89 s", "2 min", "12 min", "1 h 30 min", "3 h 20 min"]
+
+
+def test_lines_off_a_terminal_say_step_loss_pace_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("jobs._run.time.monotonic", lambda: now[0])
+    with counted("latent action") as show:
+        for done in (330, 340, 350, 360):  # a run that goes on from step 330
+            show(done, 660, training_note({"loss": 0.5, "clips_per_second": 3.2, "data_wait_share": 0.4}))
+            now[0] += 20.0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("latent action: 330 of 660 loss 0.5000, 3.2 clips/s, 40% waiting for clips")
+    assert "left" not in lines[0] and lines[-1].endswith(", about 10 min left")
+
+
+def test_run_folders_of_controllers_and_decoders_lie_beside_their_model() -> None:
+    for given, expected in (
+        ("runs/mine", "runs/mine-decoder"),
+        ("runs/mine/", "runs/mine-decoder"),
+        ("runs/mine/step_00000012", "runs/mine-decoder"),
+        ("s3://bucket/runs/mine/step_00000012", "s3://bucket/runs/mine-decoder"),
+    ):
+        args = Namespace(checkpoint=given, out=None)
+        beside(args, "decoder")
+        assert args.out == expected
+    args = Namespace(checkpoint="runs/mine", out="elsewhere")
+    beside(args, "decoder")
+    assert args.out == "elsewhere"
+
+
+def test_what_comes_next_can_be_pasted() -> None:
+    said = next_step("controller", "/my runs/c/step_00000010", "/my runs/m")
+    first = shlex.split(said.partition(",")[0])
+    assert first == ["lawm", "evaluate", "--checkpoint", "/my runs/m", "--controller", "/my runs/c"]
+    assert "lawm decoder --checkpoint" in said and "lawm plan" in said
+    assert next_step("decoder", "d/step_00000001", "m").startswith("lawm report --checkpoint m --decoder d")
+
+
+def test_from_a_model_to_a_controller_and_a_decoder(
+    small_set: SmallSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "mine"
+    data = ["--index", small_set.index]
+    steps = ["--set", "train.steps=4", "--set", "train.checkpoint_every=2"]
+    assert train.main(["--recipe", "tiny", "--plain", *data, "--out", str(run), *steps]) == 0
+    said = capsys.readouterr().out
+    assert f"next: lawm evaluate --checkpoint {run}" in said and "goes on" not in said
+    assert train.main(["--recipe", "tiny", "--plain", *data, "--out", str(run), *steps]) == 0
+    assert "done: all 4 steps are in" in capsys.readouterr().out
+    longer = ["--recipe", "tiny", "--plain", *data, "--out", str(run), *steps, "--set", "train.steps=6"]
+    assert train.main([*longer, "--dry-run"]) == 0
+    assert "goes on from step 4 of 6" in capsys.readouterr().out
+    assert train.main(longer) == 0
+    said = capsys.readouterr().out
+    assert "goes on from step 4 of 6" in said and "6 steps now, 4 before" in said
+    few = ["--set", "controller.train.steps=2", "--set", "decoder.train.steps=2"]
+    labels = ["--labels", small_set.labels]
+    assert controller.main(["--plain", "--checkpoint", str(run), *data, *labels, *few]) == 0
+    said = capsys.readouterr().out
+    assert "pictures take a decoder" in said and (tmp_path / "mine-controller/config.json").exists()
+    assert decoder.main(["--plain", "--checkpoint", str(run), *data, *few]) == 0
+    assert (tmp_path / "mine-decoder/config.json").exists() and "next: lawm report" in capsys.readouterr().out
