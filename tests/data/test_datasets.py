@@ -165,7 +165,14 @@ def test_tables_that_are_not_what_they_should_be_cost_their_episodes(tmp_path: P
     ragged = table | {
         "action": [[*row, 0.0] if i == 0 else row[:-1] if i == 1 else row for i, row in enumerate(table["action"])]
     }
-    for changed in (ragged, table | {"action": ["a"] * len(table["action"])}, {"frame_index": [0]}):
+    pq.write_table(pa.table(ragged), where)
+    for row, end in zip(rows, (40 / 15, 63 / 15, 61 / 15), strict=True):
+        row["videos/observation.images.front/to_timestamp"] = end
+    rows[0]["videos/observation.images.front/from_timestamp"] = 0.0
+    pq.write_table(pa.Table.from_pylist(rows), episodes)
+    ragged_ones = [found.reason for found in read("lerobot", tmp_path / "d", tmp_path)]
+    assert ragged_ones == ["labels: action is empty at step 0, or not as many numbers as elsewhere", None, None]
+    for changed in (table | {"action": ["a"] * len(table["action"])}, {"frame_index": [0]}):
         pq.write_table(pa.table(changed), where)
         reasons = [found.reason for found in read("lerobot", tmp_path / "d", tmp_path)]
         assert all(re.search("labels: .*file-000.parquet: (column action is|no column)", r) for r in reasons[:2])

@@ -42,13 +42,14 @@ class ReadSpec:
 @dataclass(frozen=True)
 class Recording:
     """A video and what is known of it: `labels`, or (for clips without actions) what it shows and its split.
-    `reason`: why it cannot be used, whatever its bytes are."""
+    `reason`: why it cannot be used, whatever its bytes are; `note`: what its tables had wrong and was put right."""
 
     ref: VideoRef
     labels: VideoLabels | None = None
     label: str | None = None
     split: str | None = None
     reason: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,7 @@ def refuse_options(spec: ReadSpec, *names: str) -> None:
 def refusal(error: LawmError, folder: str) -> str:
     """Why an episode is refused, without its folder's name. An S3 that cannot be reached says nothing about it, and
     is raised again."""
-    lost = isinstance(error, storage.StorageError) and not isinstance(error, storage.NotFoundError)
-    if lost and storage.S3 in str(error):
+    if isinstance(error, storage.StorageError) and not storage.tells_of_one(error, str(error)):
         raise error
     return f"labels: {' '.join(str(error).replace(folder, '').strip('/: ').split())}"
 

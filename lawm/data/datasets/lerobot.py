@@ -1,9 +1,14 @@
-"""LeRobot v3: Parquet tables, and mp4 files that hold many episodes each."""
+"""LeRobot v3: Parquet tables, and mp4 files that hold many episodes each.
+
+An empty or odd cell costs the episode whose it is, or its one camera; a table that cannot be read costs the episodes
+whose steps are in it. Each is a recording with a reason.
+"""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +17,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lawm import storage
-from lawm.config import LawmError
+from lawm.config import LawmError, VideoLimits
 from lawm.data.datasets.common import Batch, ReadSpec, Recording, limited, read_json, refusal, refuse_options
+from lawm.data.datasets.spans import InFile, Span, placed
 from lawm.data.dimensions import GRIPPER, PLANAR, POSE, UNKNOWN, Dimension, Meaning, named, unnamed
 from lawm.data.index import parquet_errors
 from lawm.data.labels import ActionKind, VideoLabels
-from lawm.video import VideoRef
+from lawm.video import VideoRef, probe
 
-LONGEST_FILE_S = 1e7
+MOST_MISSING = 10_000
+"""Episodes that info.json counts and no table names are rows of their own up to here."""
 DROID_STATE = ("observation.state.cartesian_position", "observation.state.gripper_position")
 
 
@@ -100,29 +107,171 @@ def _named(features: dict[str, Any], name: str) -> tuple[Dimension, ...]:
     return named([str(n) for n in names])
 
 
+# ---------------------------------------------------------------- meta/episodes
+@dataclass(frozen=True)
+class _Video:
+    """One camera's video of an episode: seconds of its file; `reason`: why it cannot be used; `note`: what was put
+    right."""
+
+    camera: str
+    uri: str
+    size: int
+    begin_s: Any
+    end_s: Any
+    reason: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class _Episode:
+    """A row of meta/episodes; number and length where they are whole numbers, `data`: the table of its steps."""
+
+    name: str
+    number: int | None
+    length: int | None
+    data: str | None
+    videos: tuple[_Video, ...]
+    reason: str | None
+
+
 def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
     """A batch for each Parquet file of data: its episodes, and where each is in its video files."""
     info = _info(source)
-    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    sizes: dict[str, int] = {}
-    for row in limited(_lerobot_episodes(source, spec.cameras), spec.limit):
+    fps = float(info["fps"])
+    episodes = _in_their_files(_once([_episode(source, info, spec, row, at) for row, at in _rows(source, spec)]), fps)
+    episodes += _unnamed(episodes, info, spec)
+    found: defaultdict[str | None, list[_Episode]] = defaultdict(list)
+    for episode in limited(episodes, spec.limit):
+        found[episode.data].append(episode)
+    widths = {name: _width(info["features"].get(name)) for name in (*spec.state, spec.action) if name}
+    for number, (data, those) in enumerate(found.items()):
+        yield Batch(number, {"data": data, "fps": fps, "episodes": those, "widths": widths}, len(those))
+
+
+def _rows(source: str, spec: ReadSpec) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each row of meta/episodes, and where it stands. A table that cannot be read is one row, `unreadable`. Raises
+    LawmError where none can be."""
+    wanted = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    wanted += [f"videos/{camera}/{part}" for camera in spec.cameras for part in parts]
+    folder = storage.join(source, "meta/episodes")
+    found: list[tuple[str, pa.Table | None, str]] = []
+    first: LawmError | None = None
+    for uri, _ in storage.list_files(folder, (".parquet",), troubles=True):
+        where = uri.removeprefix(source).strip("/")
+        try:
+            found.append((where, _parquet(uri, wanted), ""))
+        except LawmError as error:
+            first = first or error
+            found.append((where, None, refusal(error, source)))
+    if all(table is None for _, table, _ in found):
+        raise first or LawmError(f"{folder}: no Parquet file; expected the table of episodes")
+    for where, table, reason in found:
+        if table is None:
+            yield {"unreadable": reason}, where
+        else:
+            yield from ((row, f"row {i} of {where}") for i, row in enumerate(table.to_pylist()))
+
+
+def _episode(source: str, info: dict[str, Any], spec: ReadSpec, row: dict[str, Any], where: str) -> _Episode:
+    number, length = whole(row.get("episode_index")), whole(row.get("length"))
+    reason, data = row.get("unreadable"), None
+    reason = reason or _odd(row, ("episode_index", "length", "data/chunk_index", "data/file_index"), where)
+    if reason is None:
         data = storage.join(source, _path(info["data_path"], row, "data"))
-        videos = []
-        for camera in spec.cameras:
-            uri = storage.join(source, _path(info["video_path"], row, f"videos/{camera}", video_key=camera))
-            if uri not in sizes:
-                sizes[uri] = storage.size_of(uri) if storage.exists(uri) else 0
-            begin, end = (row[f"videos/{camera}/{name}_timestamp"] for name in ("from", "to"))
-            videos.append((camera, uri, sizes[uri], begin, end))
-        if not all(isinstance(row[name], int) and row[name] >= 0 for name in ("episode_index", "length")):
-            raise LawmError(f"{source}/meta/episodes: an episode whose number or length is no whole number")
-        found[data].append({"episode": row["episode_index"], "length": row["length"], "videos": videos})
-    for number, (data, episodes) in enumerate(found.items()):
-        yield Batch(number, {"data": data, "fps": float(info["fps"]), "episodes": episodes}, len(episodes))
+    videos = []
+    for camera in spec.cameras:
+        prefix = f"videos/{camera}"
+        begin, end = (row.get(f"{prefix}/{which}_timestamp") for which in ("from", "to"))
+        odd = None if "unreadable" in row else _odd(row, (f"{prefix}/chunk_index", f"{prefix}/file_index"), where)
+        uri = storage.join(source, where.rpartition(" ")[2])  # to blame, where it does not say which file
+        if odd is None and "unreadable" not in row:
+            uri = storage.join(source, _path(info["video_path"], row, prefix, video_key=camera))
+        videos.append(_Video(camera, uri, 0, begin, end, odd))
+    name = f"episode ({where})" if number is None else f"episode_{number:06d}"
+    return _Episode(name, number, length, data, tuple(videos), reason)
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _once(episodes: list[_Episode]) -> list[_Episode]:
+    """The episodes, those refused that another row names, too: the later of equal ones, and all that differ."""
+    rows: defaultdict[int, list[int]] = defaultdict(list)
+    for i, episode in enumerate(episodes):
+        if episode.number is not None:
+            rows[episode.number].append(i)
+    found = list(episodes)
+    for number, those in rows.items():
+        same = all(episodes[i] == episodes[those[0]] for i in those)
+        said = f"labels: meta/episodes has {len(those)} rows for episode {number}{'' if same else ', that differ'}"
+        for i in those[1:] if same or len(those) == 1 else those:
+            found[i] = replace(episodes[i], reason=episodes[i].reason or said)
+    return found
+
+
+def _in_their_files(episodes: list[_Episode], fps: float) -> list[_Episode]:
+    """The episodes with their places in their video files, held against each other (`spans`)."""
+    of: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    taken: set[tuple[int, str]] = set()
+    for e, episode in enumerate(episodes):
+        for v, video in enumerate(episode.videos):
+            if video.reason is None and episode.number is not None and (episode.number, video.uri) not in taken:
+                of[video.uri].append((e, v))
+                taken.add((episode.number, video.uri))
+    videos = [list(episode.videos) for episode in episodes]
+    for uri, those in of.items():
+        size = _size(uri)
+        spans = [Span(episodes[e].name, videos[e][v].begin_s, videos[e][v].end_s, episodes[e].length) for e, v in those]
+        for (e, v), place in zip(those, placed(spans, fps, uri, partial(_in_file, uri, size)), strict=True):
+            note = f"{place.moved:+.2f} frames" if place.moved else None
+            begin, end = (place.begin_s, place.end_s) if place.reason is None else (None, None)
+            videos[e][v] = replace(videos[e][v], size=size, begin_s=begin, end_s=end, reason=place.reason, note=note)
+    return [replace(episode, videos=tuple(videos[e])) for e, episode in enumerate(episodes)]
+
+
+def _size(uri: str) -> int:
+    """0 for a file that is not there, or may not be read: its probe says why."""
+    try:
+        return storage.size_of(uri)
+    except storage.StorageError as error:
+        if not storage.tells_of_one(error, uri):
+            raise
+        return 0
+
+
+def _in_file(uri: str, size: int) -> InFile | None:
+    row = probe(VideoRef(uri, 0, size, uri), VideoLimits())
+    return InFile(row["frames"], row["rate"]) if row["reason"] is None else None
+
+
+def _unnamed(episodes: list[_Episode], info: dict[str, Any], spec: ReadSpec) -> list[_Episode]:
+    """Episodes that info.json counts and no row names."""
+    total = whole(info.get("total_episodes"))
+    if total is None or total > MOST_MISSING + len(episodes):
+        return []
+    named = {episode.number for episode in episodes}
+    reason = f"labels: meta/info.json counts {total} episodes, and meta/episodes does not name this one"
+    return [
+        _Episode(
+            f"episode_{number:06d}", number, None, None,
+            tuple(_Video(camera, "", 0, None, None) for camera in spec.cameras), reason,
+        )
+        for number in range(total) if number not in named
+    ]  # fmt: skip
+
+
+def whole(value: Any) -> int | None:
+    """A whole number of 0 or more, also where a column with empty cells has made it a float; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or not 0 <= value < 2**53:
+        return None
+    return int(value) if int(value) == value else None
+
+
+def _odd(row: dict[str, Any], cells: Sequence[str], where: str) -> str | None:
+    """What is wrong with the first cell that holds no whole number."""
+    for cell in cells:
+        if whole(row.get(cell)) is None:
+            said = "empty" if row.get(cell) is None else repr(row[cell])[:40]
+            return f"labels: {cell} is {said} in {where}; a whole number was expected"
+    return None
 
 
 def _short(camera: str) -> str:
@@ -130,20 +279,11 @@ def _short(camera: str) -> str:
 
 
 def _path(form: str, row: dict[str, Any], prefix: str, **names: str) -> str:
+    chunk, file = whole(row[f"{prefix}/chunk_index"]), whole(row[f"{prefix}/file_index"])
     try:
-        return form.format(chunk_index=row[f"{prefix}/chunk_index"], file_index=row[f"{prefix}/file_index"], **names)
+        return form.format(chunk_index=chunk, file_index=file, **names)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise LawmError(f"meta/info.json: cannot make a path of {form!r} ({error!r})") from None
-
-
-def _lerobot_episodes(source: str, cameras: Sequence[str]) -> Iterator[dict[str, Any]]:
-    wanted = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-    parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-    wanted += [f"videos/{camera}/{part}" for camera in cameras for part in parts]
-    folder = storage.join(source, "meta/episodes")
-    for uri, _ in storage.list_files(folder, (".parquet",)):
-        table = _parquet(uri, wanted)
-        yield from table.to_pylist()
 
 
 def _parquet(uri: str, columns: Sequence[str]) -> pa.Table:
@@ -155,57 +295,132 @@ def _parquet(uri: str, columns: Sequence[str]) -> pa.Table:
         return found.read(columns=list(columns))
 
 
+# ---------------------------------------------------------------- the steps
 def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
     what = batch.what
     columns = [*spec.state, *([spec.action] if spec.action else [])]
-    trouble, episode_N, frame_N, values = None, np.zeros(0), np.zeros(0), {}
-    try:
-        table = _parquet(what["data"], ["episode_index", "frame_index", *columns])
-        episode_N, frame_N = (table[name].to_numpy() for name in ("episode_index", "frame_index"))
-        values = {name: _matrix(table[name], what["data"], name) for name in columns}
-    except LawmError as error:
-        trouble = refusal(error, "")
+    steps, trouble = None, None
+    if what["data"] is not None:
+        try:
+            steps = _Steps(what["data"], columns, what["widths"], what["fps"])
+        except LawmError as error:
+            trouble = refusal(error, "")
     recordings = []
     for episode in what["episodes"]:
-        rows = np.flatnonzero(episode_N == episode["episode"])
-        rows = rows[np.argsort(frame_N[rows], kind="stable")]
-        length, wrong = episode["length"], trouble
-        if wrong is None and len(rows) != length:
-            wrong = f"labels: {len(rows)} of {length} steps are in its table"
-        elif wrong is None and not np.array_equal(frame_N[rows], np.arange(length)):
-            wrong = f"labels: its steps are not numbered from 0 to {length - 1}"
+        rows, reason = np.zeros(0, np.int64), episode.reason or trouble
+        if reason is None and steps is not None:
+            rows, reason = steps.of(episode)
         actions, states = np.zeros((0, 1), np.float32), None
-        if wrong is None:  # once for all cameras
-            actions = values[spec.action][rows] if spec.action else actions
-            states = np.concatenate([values[name][rows] for name in spec.state], axis=1) if spec.state else None
-        for camera, uri, size, begin, end in episode["videos"]:
-            key = f"{_short(camera)}/episode_{episode['episode']:06d}"
-            reason = wrong
-            if reason is None and not (_number(begin) and _number(end) and 0 <= begin < end < LONGEST_FILE_S):
-                reason = f"labels: from {begin} s to {end} s of {uri} by meta/episodes"
-            if reason is not None:
-                recordings.append(Recording(VideoRef(uri, 0, size, key), reason=reason))
-                continue
-            ref = VideoRef(uri, 0, size, key, begin_s=float(begin), end_s=float(end))
-            recordings.append(Recording(ref, VideoLabels(key, what["fps"], actions, states)))
+        if reason is None and steps is not None:  # once for all cameras
+            actions = steps.values[spec.action][rows] if spec.action else actions
+            states = np.concatenate([steps.values[name][rows] for name in spec.state], axis=1) if spec.state else None
+        for video in episode.videos:
+            key = f"{_short(video.camera)}/{episode.name}"
+            group = None if episode.number is None else episode.name
+            ref = VideoRef(video.uri, 0, video.size, key, video.begin_s, video.end_s, group=group)
+            if reason or video.reason:
+                place = replace(ref, begin_s=None, end_s=None)
+                recordings.append(Recording(place, reason=reason or video.reason))
+            else:
+                labels = VideoLabels(key, what["fps"], actions, states)
+                recordings.append(Recording(ref, labels, note=video.note))
     return recordings
 
 
-def _matrix(column: pa.ChunkedArray, uri: str, name: str) -> np.ndarray:
-    """A column of numbers, or of lists of equally many, as float32 [rows, width]."""
+class _Steps:
+    """A table of steps: which rows are an episode's, and what cannot be used of them."""
+
+    def __init__(self, uri: str, columns: Sequence[str], widths: dict[str, int | None], fps: float) -> None:
+        """Raises LawmError for a table that cannot be read, or of which a whole column is of another type."""
+        names = pq_names(uri)
+        timed = ["timestamp"] if "timestamp" in names else []
+        table = _parquet(uri, ["episode_index", "frame_index", *timed, *columns])
+        self.uri, self.fps = uri, fps
+        self.episode_N, self.frame_N = (_numbers(table[name], uri, name) for name in ("episode_index", "frame_index"))
+        self.time_N = _numbers(table["timestamp"], uri, "timestamp") if timed else None
+        self.values: dict[str, np.ndarray] = {}
+        self.bad: dict[str, np.ndarray] = {}
+        for name in columns:
+            self.values[name], self.bad[name] = _matrix(table[name], uri, name, widths.get(name))
+
+    def of(self, episode: _Episode) -> tuple[np.ndarray, str | None]:
+        """The rows of an episode in order, and why they cannot be used."""
+        rows = np.flatnonzero(self.episode_N == episode.number)
+        rows = rows[np.argsort(self.frame_N[rows], kind="stable")]
+        length = episode.length or 0
+        if len(rows) != length or length == 0:
+            return rows, f"labels: {len(rows)} of {length} steps are in its table"
+        if not np.array_equal(self.frame_N[rows], np.arange(length)):
+            return rows, f"labels: its steps are not numbered from 0 to {length - 1}"
+        for name, bad in self.bad.items():
+            if bad[rows].any():
+                step = int(np.argmax(bad[rows]))
+                return rows, f"labels: {name} is empty at step {step}, or not as many numbers as elsewhere"
+        if self.time_N is not None:
+            off = np.abs(self.time_N[rows] * self.fps - np.arange(length))
+            off = np.where(np.isfinite(off), off, np.inf)
+            if off.max() > 0.5:
+                step = int(np.argmax(off > 0.5))
+                said = f"{self.time_N[rows][step]:g} s by its timestamp, expected {step / self.fps:g} s"
+                return rows, f"labels: step {step} is at {said}"
+        return rows, None
+
+
+def pq_names(uri: str) -> list[str]:
+    """The columns of a Parquet file. Raises LawmError."""
+    with storage.open_file(uri) as file, parquet_errors(uri):
+        return list(pq.read_schema(file).names)
+
+
+def _numbers(column: pa.ChunkedArray, uri: str, name: str) -> np.ndarray:
+    """A column of numbers as float64; empty cells are NaN."""
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise LawmError(f"{uri}: column {name} is {column.type}; expected numbers")
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
+
+
+def _width(feature: Any) -> int | None:
+    """Numbers a step of a feature, by its shape in info.json; None where that is not told."""
+    shape = feature.get("shape") if isinstance(feature, dict) else None
+    if not isinstance(shape, list) or not all(whole(n) for n in shape):
+        return None
+    return math.prod(int(n) for n in shape)
+
+
+def _matrix(column: pa.ChunkedArray, uri: str, name: str, width: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """A column of numbers, or of lists of `width` (None: as most rows have), as float32 [rows, width], and bool [rows]:
+    rows that are empty, or of another width (zeros, then)."""
     array = column.combine_chunks()
     array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
-    if array.null_count:
-        raise LawmError(f"{uri}: column {name} has {array.null_count} empty cells")
-    rows = len(array)
-    said = LawmError(f"{uri}: column {name} is {column.type}; expected as many numbers in each row")
-    while pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type) or pa.types.is_large_list(array.type):
-        widths = pc.list_value_length(array)
-        if len(widths) and (widths.null_count or pc.min_max(widths)["min"] != pc.min_max(widths)["max"]):
-            raise said
+    counts = _leaves(array)
+    there = counts[counts > 0]
+    if len(there) and (width is None or width not in there):  # info.json is not always right
+        width = int(np.bincount(there).argmax())
+    good = counts == width
+    if not good.any():
+        raise LawmError(f"{uri}: column {name} is {column.type}; expected {width or 'some'} numbers in each row")
+    array = array.filter(pa.array(good))
+    while _is_list(array.type):
         array = array.flatten()
     try:
         flat = array.to_numpy(zero_copy_only=False).astype(np.float32)
-        return flat.reshape(rows, -1) if rows else flat.reshape(0, 1)
     except (ValueError, TypeError):
-        raise said from None
+        raise LawmError(f"{uri}: column {name} is {column.type}; expected numbers") from None
+    values = np.zeros((len(counts), int(width or 1)), np.float32)
+    values[good] = flat.reshape(int(good.sum()), -1)
+    return values, ~good
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind))
+
+
+def _leaves(array: pa.Array) -> np.ndarray:
+    """How many numbers each row holds, int64; less than 0 where one is empty."""
+    if not _is_list(array.type):
+        return np.where(np.asarray(array.is_valid()), 1, -(2**32)).astype(np.int64)
+    valid = np.asarray(array.is_valid())
+    lengths = np.where(valid, pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False), 0)
+    below = np.concatenate([[0], np.cumsum(_leaves(array.flatten()))])
+    ends = np.cumsum(lengths.astype(np.int64))
+    return np.where(valid, below[ends] - below[ends - lengths.astype(np.int64)], -(2**32))
