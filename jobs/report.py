@@ -78,12 +78,11 @@ def picture_section(
     if len(reader.plan) < 2:
         return None
     found = prediction_rows(model, decoding, collate(first_clips(reader, max(2, 2 * clips))), clips, control)
-    steps = len(found[0].frames)
     return Pictures(
         title,
         [list(row.frames) for row in found],
         [row.label for row in found],
-        [f"t + {i * model.frames_per_state / config.data.clip.fps:g} s" for i in range(steps)],
+        [f"t + {i / config.data.clip.fps:g} s" for i in range(config.data.clip.frames)],
         caption=caption,
     )
 

@@ -33,7 +33,7 @@ def prediction_rows(
     clips: int,
     controller: ControllerObjective | None = None,
 ) -> list[PictureRow]:
-    """For each of the first clips: true frames, the decoder's ceiling, rollouts from the first state.
+    """For each of the first clips: all true frames, the decoder's ceiling, rollouts from the first state.
 
     Rollouts: with the IDM's latents, with the controller's (labelled clips), with another clip's latents.
     """
@@ -56,9 +56,8 @@ def prediction_rows(
     if z is not None:
         partner = torch.from_numpy(derange(len(states), 0))
         found["rollout, another clip's latents"] = picture(model.world_model.rollout(states[:, :1], z[partner], steps))
-    tubelet = model.frames_per_state
     rows = []
     for i in range(min(clips, len(batch))):
-        rows.append(PictureRow("true frames", to_images(batch.frames_BFCHW[i, ::tubelet].float() / 255)))
+        rows.append(PictureRow("true frames", to_images(batch.frames_BFCHW[i].float() / 255)))
         rows += [PictureRow(label, to_images(frames[i].float())) for label, frames in found.items()]
     return rows

@@ -265,7 +265,8 @@ class DecoderObjective(Objective):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         encoder = model.encoder
-        self.decoder = Decoder(config.decoder, encoder.state_width, encoder.tokens, config.data.clip.size)
+        size, frames = config.data.clip.size, model.frames_per_state
+        self.decoder = Decoder(config.decoder, encoder.state_width, encoder.tokens, size, frames)
         self.lpips_weight = config.decoder.lpips
         self.lpips = load_lpips() if self.lpips_weight > 0 else None
 
@@ -282,7 +283,7 @@ class DecoderObjective(Objective):
             raise LawmError("the decoder learns from frames: train it from videos, not from a state cache")
         with torch.no_grad():
             states = self.model.states(batch)
-        frames = batch.frames_BFCHW[:, :: self.model.frames_per_state].float() / 255.0
+        frames = batch.frames_BFCHW.float() / 255.0
         decoded = self.decoder(states).float()
         l1 = (decoded - frames).abs().mean()
         perceptual = l1.new_zeros(())
@@ -306,7 +307,7 @@ def load_lpips() -> nn.Module:
 
 
 def decode_states(model: LatentActionObjective, decoder: Decoder | None, states_BTND: Tensor) -> Tensor:
-    """Normalised states -> frames [B, T, 3, S, S] in [0, 1]. The pixels encoder needs no decoder."""
+    """Normalised states -> all their frames [B, F, 3, S, S] in [0, 1]. The pixels encoder needs no decoder."""
     if decoder is None:
         frames = unpatchify(model.state_norm.inverse(states_BTND)) * model.encoder.std + model.encoder.mean
     else:

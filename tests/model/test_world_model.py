@@ -5,10 +5,9 @@ import torch
 from small_runs import made_batch, new_objective, scales_of, tiny_kind, tiny_with
 
 from lawm.config import AttentionController, ControllerConfig, LawmError, MlpController, WorldModelConfig
-from lawm.model import Controller, Decoder, WorldModel
+from lawm.model import Controller, WorldModel
 from lawm.recipes import tiny
 from lawm.training import ControllerObjective
-from lawm.training.objective import DecoderObjective
 
 
 def model(residual: bool = False, latent: int | None = 5) -> WorldModel:
@@ -237,27 +236,6 @@ def test_a_deterministic_model_has_nothing_to_control() -> None:
     config = tiny_kind("deterministic")
     with pytest.raises(LawmError, match="no latent actions"):
         ControllerObjective(config, new_objective(config), 2)
-
-
-def test_decoder_is_causal_and_learns_from_frames_only() -> None:
-    torch.manual_seed(0)
-    decoder = Decoder(tiny().decoder, 6, 16, 30)  # 8-pixel patches, 32 pixels, resized to 30
-    states = torch.randn(1, 3, 16, 6)
-    frames = decoder(states)
-    assert frames.shape == (1, 3, 3, 30, 30)
-    other = states.clone()
-    other[:, 2] += torch.randn(16, 6)
-    assert torch.equal(decoder(other)[:, :2], frames[:, :2]) and not torch.equal(decoder(other)[:, 2], frames[:, 2])
-    config = tiny()
-    objective = DecoderObjective(config, new_objective(config))
-    batch = made_batch(range(2), config)
-    assert batch.frames_BFCHW is not None
-    wanted = (objective.decoder(objective.model.states(batch)) - batch.frames_BFCHW / 255.0).abs().mean()
-    assert objective(batch).total.item() == pytest.approx(wanted.item(), rel=1e-5)
-    from dataclasses import replace
-
-    with pytest.raises(LawmError, match="learns from frames"):
-        objective(replace(batch, frames_BFCHW=None, states_BTND=objective.model.states(batch)))
 
 
 def test_activation_checkpointing_changes_memory_and_nothing_else() -> None:
