@@ -156,8 +156,9 @@ def check_state_a_frame(config: EncoderConfig, clip: ClipSpec) -> None:
     """Raises LawmError where one real action would not be one transition between states (spec section 1)."""
     if looks_back(config) and clip.duplicate == 1:
         raise LawmError(
-            f"the encoder makes one state of {VJepa2States.TUBELET} frames, and actions are given frame by frame: "
-            "set data.clip.duplicate=2 (each frame twice), or train with encoder.causality=duplicate"
+            f"the encoder makes one state of {VJepa2States.TUBELET} frames, and actions are given frame by frame: set "
+            f"data.clip.duplicate=2 (each frame twice) and data.clip.frames={states_per_clip(config, clip)} (as many "
+            "states as before), or train with encoder.causality=duplicate"
         )
 
 

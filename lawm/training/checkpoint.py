@@ -18,7 +18,7 @@ from torch import Tensor
 from lawm import __version__
 from lawm.config import Config, LawmError, differing_fields, parse_config
 from lawm.data import Cursor, StateCache
-from lawm.model import Encoder
+from lawm.model import Encoder, states_per_clip
 from lawm.storage import NotFoundError, delete, exists, join, list_files, read_bytes, write_bytes
 from lawm.training.fine_tune import LEARNING, build_latent_action
 from lawm.training.objective import ControllerObjective, DecoderObjective, LatentActionObjective, Objective
@@ -288,7 +288,8 @@ def check_baseline(model: Config, baseline: Config, uri: str) -> None:
 def config_in_use(trained: Config, asked: Config, uri: str) -> Config:
     """What a model was trained with; its clips, where its weights lie and how it is executed as `asked` now.
 
-    Raises LawmError where anything else of the model is asked to be otherwise: a checkpoint's model is fixed.
+    Raises LawmError where anything else of the model is asked to be otherwise: a checkpoint's model is fixed. So is the
+    greatest number of states in a clip: the world model has never seen later places in time.
     """
     fixed = ("model.", "encoder.", "data.clip.size")
     differ = [
@@ -298,8 +299,23 @@ def config_in_use(trained: Config, asked: Config, uri: str) -> Config:
     ]
     if differ:
         raise LawmError(f"{uri}: the model of a checkpoint cannot be changed ({'; '.join(differ[:3])})")
+    check_states_a_clip(trained, asked, uri)
     data = trained.data.model_copy(update={"clip": asked.data.clip})
     return trained.model_copy(update={"data": data, "encoder": asked.encoder, "model": asked.model})
+
+
+def check_states_a_clip(trained: Config, asked: Config, uri: str) -> None:
+    """Raises LawmError where clips have more states than those of the model's training (spec section 1)."""
+    theirs, ours = (states_per_clip(config.encoder, config.data.clip) for config in (trained, asked))
+    if ours <= theirs:
+        return
+    clip = asked.data.clip
+    repeated = f" and data.clip.duplicate = {clip.duplicate}" if clip.duplicate > 1 else ""
+    raise LawmError(
+        f"data.clip.frames = {clip.frames}{repeated} make {ours} states of a clip, and {uri} was trained on {theirs}: "
+        f"it has never seen later ones; set data.clip.frames={clip.frames * theirs // ours} (for lawm plan, "
+        f"plan.horizon to at most {theirs - 1}), or train on longer clips"
+    )
 
 
 def load_model(

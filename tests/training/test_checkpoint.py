@@ -203,6 +203,39 @@ def test_children_belong_to_their_parent(tmp_path: Path) -> None:
         build_objective(about.config, "controller")
 
 
+@pytest.mark.parametrize(
+    ("asked", "remedy"),
+    [
+        ({}, None),
+        ({"frames": 6}, None),
+        ({"frames": 4, "duplicate": 2}, None),
+        (
+            {"frames": 8, "duplicate": 2},
+            r"frames = 8 and data.clip.duplicate = 2 make 8 states .*set data.clip.frames=4 ",
+        ),
+        ({"frames": 10}, r"frames = 10 make 5 states of a clip, and .* was trained on 4: .*set data.clip.frames=8 "),
+    ],
+)
+def test_clips_have_no_more_states_than_those_of_training(
+    tmp_path: Path, asked: dict[str, int], remedy: str | None
+) -> None:
+    """A model of 8 frames, 4 states of two frames: its world model knows no later places in time."""
+    encoder = {"kind": "vjepa2", "size": "tiny", "weights": "random"}
+    config = tiny_with(encoder=encoder, data__clip__frames=8, data__clip__size=32)
+    kept = new_objective(config).kept()
+    saved = replace(made_checkpoint(), config=config, weights=kept, encoder_fingerprint="")
+    save_checkpoint(saved, str(tmp_path / "a"))
+    now = config
+    for name, value in asked.items():
+        now = override(now, f"data.clip.{name}", value)
+    if remedy is None:
+        found = load_model(str(tmp_path / "a"), config=now)[0]
+        assert found.encode(torch.zeros(1, now.data.clip.frames, 3, 32, 32, dtype=torch.uint8)).shape[1] <= 4
+    else:
+        with pytest.raises(LawmError, match=remedy):
+            load_model(str(tmp_path / "a"), config=now)
+
+
 def test_a_loaded_model_computes_what_the_saved_one_did(tmp_path: Path) -> None:
     config = tiny_with(train__steps=3, train__checkpoint_every=3)
     objective = new_objective(config)
@@ -217,7 +250,7 @@ def test_a_loaded_model_computes_what_the_saved_one_did(tmp_path: Path) -> None:
 def test_a_checkpoint_keeps_its_model_but_may_find_its_weights_elsewhere(tmp_path: Path) -> None:
     save_checkpoint(made_checkpoint(), str(tmp_path / "step_00000001"))
     _, about = load_model(str(tmp_path))
-    repeated = override(about.config, "data.clip.duplicate", 2)
+    repeated = override(override(about.config, "data.clip.duplicate", 2), "data.clip.frames", 2)
     assert load_model(str(tmp_path), config=repeated)[0].duplicate == 2
     for field, value in (("model.latent_dim", 4), ("encoder.patch", 4), ("data.clip.size", 64)):
         with pytest.raises(LawmError, match=rf"cannot be changed \({field} = .* there, {value} now"):
@@ -250,5 +283,5 @@ def test_a_state_of_several_frames_has_no_single_action() -> None:
         if states == 4:
             ControllerObjective(one, model, 2)
         else:
-            with pytest.raises(LawmError, match=r"one state of 2 frames, .* set data.clip.duplicate=2"):
+            with pytest.raises(LawmError, match=r"of 2 frames, .* data.clip.duplicate=2 .*frames=2 "):
                 ControllerObjective(one, model, 2)
