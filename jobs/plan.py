@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         kind = read_about(args.controller)["kind"]
         if kind != "controller":
             raise LawmError(f"{args.controller} holds a {kind}, not a controller")
-        describe(config, needs(config), held_out, episodes=config.plan.episodes, out=storage.absolute(args.out))
+        about = {"out": storage.absolute(args.out), "training_actions": label_ranges(config)}
+        describe(config, needs(config), held_out, episodes=config.plan.episodes, **about)
         return 0
     model, controller, out = (storage.absolute(u) for u in (args.checkpoint, args.controller, args.out))
     with start(config.cluster, needs=needs(config)), counted("plan") as show:

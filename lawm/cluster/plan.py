@@ -24,6 +24,7 @@ from lawm.planning import (
     in_units,
     mean_action,
     measured_by,
+    measured_dimensions,
     no_action,
     outside,
     plan,
@@ -79,6 +80,7 @@ class Planner:
         assert self.held_out.labels is not None
         self.labels = self.held_out.labels
         self.dimensions = in_units(self.labels.meaning.actions, self.settings.unit)
+        self.measured = measured_dimensions(self.labels, self.settings.unit)
         scales = self.controller.controller.action_mean, self.controller.controller.action_std
         self.space = action_space(self.settings, self.dimensions, *scales, shown)
 
@@ -131,8 +133,8 @@ class Planner:
             "start_s": sample.start_s,
             "protocol": settings.preset,
             "measured": measured_by(self.labels),
-            "units": units(self.dimensions),
-            "errors": sequence_errors(episode, self.dimensions, sequences),
+            "units": units(self.measured),
+            "errors": sequence_errors(episode, self.measured, sequences),
             "costs": {"best": found.cost} | dict(zip(("true", *sequences), costs, strict=True)),
             "outside": [d.name for d, out in zip(self.dimensions, left, strict=True) if out],
             "seconds": found.seconds,

@@ -35,7 +35,7 @@ from lawm.cluster.session import Need, check_resources, explain, on_this_node, v
 from lawm.cluster.session import _chain as causes
 from lawm.config import Config, LawmError, leaf_fields, parse_config
 from lawm.data import ClipReader, open_reader
-from lawm.planning import preset, summarize_episodes
+from lawm.planning import displaced, preset, summarize_episodes
 from lawm.report import (
     Details,
     Estimate,
@@ -100,7 +100,13 @@ def check(space: Space, config: Config) -> None:
     if len(ClipReader(config, config.evaluate.split).plan) < 2:
         raise LawmError("the evaluation needs two held-out clips; hold out more (data.val_fraction)")
     if space.needs_planning:
-        clips = len(ClipReader(planning.episode_config(config), "val", labelled=True).plan)
+        reader = ClipReader(planning.episode_config(config), "val", labelled=True)
+        clips = len(reader.plan)
+        if reader.labels is not None and not displaced(reader.labels):
+            raise LawmError(
+                f"{config.data.labels}: planning_error is of translations, and the labels say of no number that it is "
+                "one's displacement; write lawm.dimensions into them (docs/datasets.md), or choose other objectives"
+            )
         if clips < config.plan.episodes:
             raise LawmError(
                 f"plan.episodes = {config.plan.episodes}, and the held-out labelled videos hold {clips} clips of "

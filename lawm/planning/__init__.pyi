@@ -1,8 +1,10 @@
 from lawm.planning.baselines import mean_action as mean_action
 from lawm.planning.baselines import no_action as no_action
 from lawm.planning.displacement import Episode as Episode
+from lawm.planning.displacement import displaced as displaced
 from lawm.planning.displacement import errors as errors
 from lawm.planning.displacement import measured_by as measured_by
+from lawm.planning.displacement import measured_dimensions as measured_dimensions
 from lawm.planning.displacement import moved_by_actions as moved_by_actions
 from lawm.planning.displacement import sequence_errors as sequence_errors
 from lawm.planning.displacement import units as units

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from lawm.config import ClipSpec, LawmError
 from lawm.data import Dimension, DimensionKind, Labels
+from lawm.planning.problem import in_units
 from lawm.simulation import outcomes
 
 KINDS: tuple[DimensionKind, ...] = get_args(DimensionKind)
@@ -69,16 +70,6 @@ def compose_planar(actions_HA: np.ndarray) -> np.ndarray:
     return np.array([x, y, yaw])
 
 
-def moved_by_states(
-    actions: Sequence[Dimension], states: Sequence[Dimension], first: np.ndarray, last: np.ndarray
-) -> Moved:
-    """What the states show of the actions' dimensions: those of the same name."""
-    names = {d.name for d in actions}
-    at = [i for i, d in enumerate(states) if d.name in names]
-    change = np.asarray(last, np.float64) - np.asarray(first, np.float64)
-    return Moved(_by_kind(change[at], [states[i] for i in at]))
-
-
 def errors(planned: Moved, true: Moved) -> dict[DimensionKind, float]:
     """L1 distance of each kind; angles by the shorter way round, three that make one rotation by the angle between the
     two rotations."""
@@ -115,11 +106,27 @@ def measured_by(labels: Labels) -> Measured:
     return "states" if meaning.simulator is not None and shown and labels.state_dim is not None else "commands"
 
 
+def measured_dimensions(labels: Labels, unit: str | None = None) -> tuple[Dimension, ...]:
+    """The numbers that errors are of: actions, or the states that have actions' names. `unit`: of translations that do
+    not say theirs."""
+    meaning = labels.meaning
+    if measured_by(labels) != "states":
+        return in_units(meaning.actions, unit)
+    names = {d.name for d in meaning.actions}
+    return in_units(tuple(d for d in meaning.states if d.name in names), unit)
+
+
+def displaced(labels: Labels) -> bool:
+    """Whether delta_xyz can be had with those labels."""
+    kinds = {d.kind for d in measured_dimensions(labels)}
+    return "translation" in kinds and measured_by(labels) != "commands"
+
+
 def sequence_errors(
     episode: Episode, dimensions: Sequence[Dimension], sequences: Mapping[str, np.ndarray]
 ) -> dict[str, dict[DimensionKind, float]]:
-    """Errors of each named action sequence [H, A] against what really moved in the episode. `dimensions`: those of the
-    actions. Raises LawmError where the simulator that made the labels cannot play the episode."""
+    """Errors of each named action sequence [H, A] against what really moved in the episode. `dimensions`: its labels'
+    `measured_dimensions`. Raises LawmError where the simulator that made the labels cannot play the episode."""
     labels, how = episode.labels, measured_by(episode.labels)
     if how != "states":
         true = moved_by_actions(labels.kind, dimensions, episode.true_HA)
@@ -129,7 +136,12 @@ def sequence_errors(
     last = first + each * len(episode.true_HA)
     if recorded.states is None or last >= len(recorded.states) or meaning.simulator is None:
         raise LawmError(f"{episode.key}: no state {last} in its labels, which shows where the episode ends")
-    true = moved_by_states(dimensions, meaning.states, recorded.states[first], recorded.states[last])
+    names = [d.name for d in meaning.states]
+    at = [names.index(d.name) for d in dimensions]
+
+    def moved(start: np.ndarray, end: np.ndarray) -> Moved:
+        return Moved(_by_kind((end.astype(np.float64) - start)[at], dimensions))
+
+    true = moved(recorded.states[first], recorded.states[last])
     led_SHS = outcomes(meaning.simulator, recorded, first, np.stack(list(sequences.values())), each)
-    led = (moved_by_states(dimensions, meaning.states, states[0], states[-1]) for states in led_SHS)
-    return {name: errors(moved, true) for name, moved in zip(sequences, led, strict=True)}
+    return {n: errors(moved(states[0], states[-1]), true) for n, states in zip(sequences, led_SHS, strict=True)}

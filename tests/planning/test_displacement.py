@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from lawm.config import ClipSpec, LawmError
 from lawm.data import Dimension, Labels, Meaning, VideoLabels, labels_table
 from lawm.data.dimensions import GRIPPER, PLANAR, POSE
-from lawm.planning import Episode, measured_by, sequence_errors, units
+from lawm.planning import Episode, displaced, measured_by, measured_dimensions, sequence_errors, units
 from lawm.planning.displacement import compose_planar, errors, moved_by_actions
 from lawm.simulation.pusht import MEANING, PushTSimulator, PushTSpec
 
@@ -145,3 +145,16 @@ def test_commands_without_a_simulator_are_called_commands() -> None:
         "velocity": "commands", "increment": "actions", "set point": "commands"}  # fmt: skip
     assert measured_by(Labels(labels_table([row]))) == "commands"  # nothing is said: nothing is assumed
     assert measured_by(Labels(labels_table([row], "state_delta"))) == "actions"
+    assert [displaced(labels) for labels in told.values()] == [False, True, False]
+    assert not displaced(Labels(labels_table([row], "state_delta")))  # moved, but nothing says that it is a place
+
+
+def test_errors_have_the_unit_of_what_is_measured() -> None:
+    """Velocities are commanded, and places are compared: metres, of which some files say centimetres."""
+    speed = (Dimension("x", "translation", "m/s"), Dimension("grip", "gripper"))
+    places = (Dimension("x", "translation", "cm"), Dimension("block x", "other", "cm"))
+    row = VideoLabels("v", 4.0, np.ones((8, 2)), np.ones((9, 2)))
+    shown = Labels(labels_table([row], "sum", Meaning(speed, places, simulator="pusht")))
+    assert measured_dimensions(shown) == places[:1] and units(measured_dimensions(shown)) == {"translation": "m"}
+    alone = Labels(labels_table([row], "sum", Meaning(speed, places)))
+    assert units(measured_dimensions(alone)) == {"translation": "m/s", "gripper": "unknown"}

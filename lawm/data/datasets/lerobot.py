@@ -85,7 +85,8 @@ def meaning(source: str, spec: ReadSpec) -> Meaning:
     if spec.state == DROID_STATE:
         states: tuple[Dimension, ...] = (*POSE, GRIPPER)
     else:
-        states = tuple(d for name in spec.state for d in _named(features, name))
+        parts = [_named(features, name) for name in spec.state]
+        states = tuple(d for part in parts for d in part) if all(parts) else ()
         pose = {"pose_delta": POSE, "planar_delta": PLANAR}.get(str(spec.actions), ())
         # What the user says to be a pose is one, whatever its columns are called.
         turned = [
@@ -97,9 +98,12 @@ def meaning(source: str, spec: ReadSpec) -> Meaning:
 
 
 def _named(features: dict[str, Any], name: str) -> tuple[Dimension, ...]:
-    """A feature's dimensions, by its `names`: a list, or a dict that holds one, as LeRobot's versions write them."""
-    names, shape = features[name].get("names"), features[name].get("shape") or [1]
-    width = math.prod(n for n in shape if isinstance(n, int))
+    """A feature's dimensions, by its `names`: a list, or a dict that holds one, as LeRobot's versions write them; none
+    where even their number is not said."""
+    names, shape = features[name].get("names"), features[name].get("shape")
+    if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
+        return ()
+    width = math.prod(shape)
     while isinstance(names, dict) and names:
         names = next(iter(names.values()))
     if not isinstance(names, list) or len(names) != width:
