@@ -81,6 +81,25 @@ def test_only_cluster_imports_ray() -> None:
     assert not found
 
 
+def private_names_of_ray(path: Path) -> list[str]:
+    """Modules and attributes of ray that begin with an underscore."""
+    found = [f"{line}: {m}" for m, line in imports(path) if m.split(".")[0] == "ray" and "._" in m]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and (said := ast.unparse(node)).startswith("ray.") and "._" in said:
+            found.append(f"{node.lineno}: {said}")
+    return found
+
+
+def test_private_names_of_ray_stay_in_one_file(tmp_path: Path) -> None:
+    """What may go with Ray's next version is found in one place."""
+    (tmp_path / "a.py").write_text(
+        "import ray\nfrom ray.train.v2._internal import x\nfrom ray import _raylet\nray._private.y\nray.z(ray.get)"
+    )
+    assert len(private_names_of_ray(tmp_path / "a.py")) >= 3
+    others = [path for path in [*LAWM, *JOBS, *ROOT.glob("benchmarks/*.py")] if name_of(path) != "lawm.cluster.session"]
+    assert not {str(path): found for path in others if (found := private_names_of_ray(path))}
+
+
 def place(module: str) -> tuple[int, int]:
     """Where `lawm.room.file` stands; files of a room are in no order, save for those of cluster/."""
     parts = module.split(".")

@@ -3,6 +3,7 @@
 In a file of its own: its process then starts without torch and Ray Train, which take it three seconds.
 """
 
+import time
 from typing import Any
 
 import ray
@@ -10,13 +11,36 @@ import ray
 
 @ray.remote(num_cpus=0)
 class Board:
-    """What the workers of a run tell each other and the driver: the latest figures, refused clips, and
-    why the run cannot go on."""
+    """What the workers of a run tell each other and the driver: the latest figures, refused clips, why the run cannot
+    go on, and why it had to be started again."""
 
     def __init__(self) -> None:
         self.latest: dict[str, Any] = {"step": 0, "quarantined": 0}
         self.refused: list[dict[str, Any]] = []
         self.stopped = ""
+        self.starts = 0
+        self.failures: list[str] = []
+        self.restarts: list[dict[str, Any]] = []
+
+    def failed(self, why: str) -> None:
+        """Why workers have ended before their time."""
+        self.failures.append(why)
+
+    def began(self, step: int) -> dict[str, Any] | None:
+        """The workers begin at `step`: what is to be told of it, where it is not the first time."""
+        self.starts += 1
+        if self.starts == 1:
+            return None
+        why = "; ".join(self.failures) or "no reason was given"
+        told = {"step": step, "time": time.time(), "event": "restart", "number": self.starts - 1, "reason": why}
+        self.failures = []
+        self.restarts.append(told)
+        return told
+
+    def take_restarts(self) -> list[dict[str, Any]]:
+        """Restarts that have not been taken yet."""
+        taken, self.restarts = self.restarts, []
+        return taken
 
     def put(self, figures: dict[str, Any]) -> None:
         self.latest |= figures

@@ -6,6 +6,7 @@ checkpoint says which clips are consumed, both to the workers and to the data se
 
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,13 +17,23 @@ import ray.train
 import torch
 from ray.train import CheckpointUploadMode, RunConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
 from lawm.cluster.board import Board
 from lawm.cluster.filesystem import arrow_filesystem
 from lawm.cluster.ingest import clip_dataset, shard_options, streamed_batches
-from lawm.cluster.session import TRAIN, Need, check_resources, label_selector, on_this_node, watching
+from lawm.cluster.session import (
+    TRAIN,
+    Need,
+    check_resources,
+    in_short,
+    label_selector,
+    on_this_node,
+    say,
+    train_snapshot,
+    watching,
+)
 from lawm.config import Config, LawmError
 from lawm.data import BadClip, Cursor, open_reader
 from lawm.storage import absolute, delete, join
@@ -42,6 +53,7 @@ from lawm.training import (
     local_batches,
     mark_stopped,
     newest_checkpoint,
+    note_event,
     prepare,
     prepare_population,
     prune_checkpoints,
@@ -92,6 +104,22 @@ class RunSpec:
         return common_checkpoints(self.only(self.left()).runs)
 
 
+class Failures(UserCallback):
+    """Keeps why workers have ended, in Ray Train's controller, which starts them again without a word."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        reasons = {rank: in_short(error) for rank, error in sorted(worker_exceptions.items())}
+        said = [
+            f"{'workers' if len(ranks) > 1 else 'worker'} {', '.join(map(str, ranks))}: {reason}"
+            for reason in dict.fromkeys(reasons.values())
+            if (ranks := [rank for rank, other in reasons.items() if other == reason])
+        ]
+        ray.get(self.board.failed.remote("; ".join(said)))
+
+
 def needs(config: Config, kind: str) -> list[Need]:
     """What a run asks of the cluster at the same time."""
     cluster = config.cluster
@@ -117,12 +145,20 @@ def _streams(config: Config, kind: str) -> bool:
     return not config.data.cached or kind == "decoder"
 
 
-def fit(config: Config, kind: str, run: str, parent: str | None = None, progress: Progress | None = None) -> str:
+def fit(
+    config: Config,
+    kind: str,
+    run: str,
+    parent: str | None = None,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = say,
+) -> str:
     """Trains on Ray and returns the newest checkpoint's URI; resumes if `run` holds a checkpoint.
 
-    `progress` is called in this process about twice a second with the latest figures. Raises LawmError.
+    `progress` is called in this process about twice a second with the latest figures, `tell` with a line where workers
+    had to be started again, and why (also in `run`/events.jsonl). Raises LawmError.
     """
-    return _fit([config], kind, [absolute(run)], absolute(parent) if parent else None, progress)[0]
+    return _fit([config], kind, [absolute(run)], absolute(parent) if parent else None, progress, tell)[0]
 
 
 def fit_population(configs: list[Config], runs: list[str], progress: Progress | None = None) -> list[str]:
@@ -130,10 +166,17 @@ def fit_population(configs: list[Config], runs: list[str], progress: Progress | 
     training a replica of every one. Returns the newest checkpoints. Raises LawmError."""
     runs = [absolute(run) for run in runs]
     check_runs(configs, runs)
-    return _fit(configs, LatentActionObjective.kind, runs, None, progress)
+    return _fit(configs, LatentActionObjective.kind, runs, None, progress, say)
 
 
-def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, progress: Progress | None) -> list[str]:
+def _fit(
+    configs: list[Config],
+    kind: str,
+    runs: list[str],
+    parent: str | None,
+    progress: Progress | None,
+    tell: Callable[[str], None],
+) -> list[str]:
     config = configs[0]
     for own, run in zip(configs, runs, strict=True):
         check_same_run(own, kind, run)
@@ -151,7 +194,7 @@ def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(config.cluster.start_timeout_s))
     cluster = config.cluster
     # Ray's own list of checkpoints also names those that were pruned since, and then Ray does not start on the folder.
-    delete(join(runs[0], CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
+    delete(join(runs[0], train_snapshot()))
     folder, _, name = runs[0].rpartition("/")
     filesystem, path = arrow_filesystem(folder)
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
@@ -169,16 +212,22 @@ def _fit(configs: list[Config], kind: str, runs: list[str], parent: str | None, 
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=0),
+            callbacks=[Failures(board)],  # type: ignore[list-item]
         ),
         datasets={"clips": lambda: _remaining(spec)} if _streams(config, kind) else None,
         dataset_config=shard_options(cluster),
     )
 
-    def tell() -> None:
+    def look() -> None:
+        for one in ray.get(board.take_restarts.remote(), timeout=5):
+            tell(
+                f"training was started again at step {one['step']}, for the {one['number']}. time of at most "
+                f"{cluster.max_failures} (cluster.max_failures): {one['reason']}"
+            )
         if progress is not None:
             progress(ray.get(board.get.remote(), timeout=5))
 
-    with watching(tell):
+    with watching(look):
         try:
             trainer.fit()
         except SystemExit:  # Ray Train's own answer to an interrupt
@@ -245,7 +294,11 @@ def _train(spec: RunSpec) -> None:
     else:
         setups = [prepare(config, kind, spec.runs[0], spec.parent, resume_from=starts[0])]
     setup = setups[0]
-    reports = _Reports(spec, rank, setup.resume.step if setup.resume else 0)
+    first = setup.resume.step if setup.resume else 0
+    reports = _Reports(spec, rank, first)
+    if rank == 0 and (again := ray.get(spec.board.began.remote(first))) is not None:
+        for run in spec.runs:
+            note_event(run, again)
 
     def batches(cursor: Cursor) -> Iterator[ClipBatch]:
         size = local_batch(reports.loop, world)

@@ -31,8 +31,7 @@ from lawm.cluster.filesystem import arrow_filesystem
 from lawm.cluster.fit import fit
 from lawm.cluster.fit import needs as training_needs
 from lawm.cluster.search_space import METRICS, Choice, Row, Space, with_parameters
-from lawm.cluster.session import Need, check_resources, explain, on_this_node, verbose, watching
-from lawm.cluster.session import _chain as causes
+from lawm.cluster.session import Need, causes, check_resources, explain, on_this_node, say, verbose, watching
 from lawm.config import Config, LawmError, leaf_fields, parse_config
 from lawm.data import ClipReader, open_reader
 from lawm.planning import displaced, preset, summarize_episodes
@@ -232,6 +231,15 @@ class Notes:
 
     def __init__(self) -> None:
         self.latest: dict[str, str] = {}
+        self.lines: list[str] = []
+
+    def say(self, trial: str, line: str) -> None:
+        """A line for the driver's terminal."""
+        self.lines.append(f"trial {trial}: {line}")
+
+    def take_lines(self) -> list[str]:
+        taken, self.lines = self.lines, []
+        return taken
 
     def put(self, trial: str, note: str) -> None:
         self.latest[trial] = note
@@ -291,7 +299,14 @@ def measure(job: Job, trial: str, config: Config, folder: str, row: Row) -> None
         note(name)
         run, steps = join(folder, name), settings(config, kind)[1].steps
         if config.cluster.workers:
-            return fit(config, kind, run, parent, lambda figures: note(f"{name} {figures['step']}/{steps}"))
+            return fit(
+                config,
+                kind,
+                run,
+                parent,
+                lambda figures: note(f"{name} {figures['step']}/{steps}"),
+                lambda line: job.notes.say.remote(trial, line),
+            )
         # Ray Train's local mode reports to the session that it finds, and Tune's refuses it.
         return fit_local(config, kind, run, parent, lambda step, _: note(f"{name} {step}/{steps}"))
 
@@ -404,23 +419,25 @@ def _run_trials(ledger: Ledger, count: int, progress: Progress | None, dataset: 
 
 @contextmanager
 def _watching(ledger: Ledger, notes: Any, progress: Progress | None) -> Iterator[None]:
-    """Tells `progress` how many trials have a row, and what the others do, while the block runs."""
-    if progress is None:
-        yield
-        return
-    show, total = progress, ledger.space.trials
+    """Tells `progress` how many trials have a row, and what the others do, while the block runs; says what they say."""
+    total = ledger.space.trials
     with_row: set[str] = set()
 
     def tell() -> None:
         for trial in [t["trial"] for t in list(ledger.trials)]:
             if trial not in with_row and exists(join(ledger.out, "trials", trial, "trial.json")):
                 with_row.add(trial)
+        for line in ray.get(notes.take_lines.remote(), timeout=5):
+            say(line)
         running = ray.get(notes.get.remote(), timeout=5)
-        show(len(with_row), total, "trials; " + ", ".join(f"{t} {note}" for t, note in sorted(running.items())))
+        notes_of = ", ".join(f"{t} {note}" for t, note in sorted(running.items()))
+        if progress is not None:
+            progress(len(with_row), total, f"trials; {notes_of}")
 
     with watching(tell):
         yield
-    show(sum(row["status"] != "unfinished" for row in ledger.rows()), total, "trials")
+    if progress is not None:
+        progress(sum(row["status"] != "unfinished" for row in ledger.rows()), total, "trials")
 
 
 # ---------------------------------------------------------------- what comes out

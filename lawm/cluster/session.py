@@ -298,6 +298,13 @@ def _store_bytes(folder: Path) -> int:
     return max(100 * MIB, min(size, int(0.8 * free)))
 
 
+def train_snapshot() -> str:
+    """The file in which Ray Train keeps its own list of a run's checkpoints."""
+    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+
+    return CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+
+
 # ---------------------------------------------------------------- what a job asks for
 @dataclass(frozen=True)
 class Need:
@@ -467,7 +474,7 @@ def explain(error: BaseException) -> str | None:
 
     A LawmError raised in a task, an actor or a training worker is found below the errors that Ray wraps it in.
     """
-    chain = list(_chain(error))
+    chain = list(causes(error))
     for one in chain:
         if isinstance(one, LawmError) and not isinstance(one, ray_errors.RayTaskError):
             return str(one)
@@ -509,7 +516,7 @@ _REMEDIES: list[tuple[type[BaseException], str]] = [
 ]
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """The error and everything it wraps: causes, Ray's task causes, Train's worker and controller failures.
 
     Not `__context__`: what goes wrong while an error is handled is a bug of its own.
@@ -526,6 +533,21 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         queue += [known.get("cause"), known.get("controller_failure"), known.get("_base_exc"), one.__cause__]
         failures = known.get("worker_failures")
         queue += list(failures.values()) if isinstance(failures, dict) else []
+
+
+def in_short(error: BaseException) -> str:
+    """One line for any error, as `explain` has it or else its kind and its own first line."""
+    said = explain(error)
+    if said is None:
+        inner = list(causes(error))[-1]
+        line = _first_line(inner)
+        said = line if type(inner).__name__ in line else f"{type(inner).__name__}: {line}"
+    return " ".join(said.split())
+
+
+def say(line: str) -> None:
+    """A line for people, on stderr, where progress lines make room for it."""
+    print(f"lawm: {line}", file=sys.stderr, flush=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -41,6 +41,7 @@ from lawm.training.ranks import from_all_ranks as from_all_ranks
 from lawm.training.ranks import pick_device as pick_device
 from lawm.training.ranks import rank_and_world as rank_and_world
 from lawm.training.run_folder import RunWriter as RunWriter
+from lawm.training.run_folder import note_event as note_event
 from lawm.training.run_folder import to_the_end as to_the_end
 from lawm.training.setup import check_same_clips as check_same_clips
 from lawm.training.setup import check_same_run as check_same_run

@@ -114,6 +114,13 @@ def to_the_end(writers: Iterable[RunWriter], last: Callable[[], None] | None = N
         raise
 
 
+def note_event(run: str, event: dict[str, Any]) -> None:
+    """Adds a line to `run`/events.jsonl: of what happened to the run, which a resumed run keeps."""
+    where = join(run, "events.jsonl")
+    before = read_bytes(where) if exists(where) else b""
+    write_bytes(where, before + json.dumps(event).encode() + b"\n")
+
+
 def _step_of_line(line: str) -> float:
     """The step of a JSON line; infinite for the torn last line of a run that was killed while it wrote."""
     try:

@@ -4,6 +4,7 @@ another number of workers; read from the log of clips and compared with the plan
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -131,7 +132,7 @@ def kill_one(named: str) -> bool:
     return bool(found)
 
 
-def test_decode_and_training_workers_are_killed(ray_cluster: Session, videos: str, tmp_path: Path) -> None:
+def test_decode_and_training_workers_are_killed(ray_cluster: Session, videos: str, tmp_path: Path, capfd) -> None:
     config = config_of(videos, cluster__workers=2, cluster__max_failures=1)
     killed: dict[str, int] = {}
 
@@ -145,6 +146,12 @@ def test_decode_and_training_workers_are_killed(ray_cluster: Session, videos: st
     assert set(killed) == {"decode_rows", "RayTrainWorker"} and max(killed.values()) < STEPS, killed
     log = check_once(run, config, epoch=400)
     assert set(log["rank"].to_pylist()) == {0, 1} and list(losses(run)) == [*range(1, STEPS + 1)]
+    # No restart in silence: on the terminal and in the run folder, with the step and the reason.
+    said = capfd.readouterr().err
+    (told,) = [json.loads(line) for line in Path(run, "events.jsonl").read_text().splitlines()]
+    assert told["event"] == "restart" and told["number"] == 1 and 20 <= told["step"] < STEPS
+    assert re.search(r"worker \d.*(died|killed|exit)", told["reason"]), told["reason"]
+    assert f"lawm: training was started again at step {told['step']}" in said and told["reason"] in said
 
 
 def command(config: Config, run: Path, *more: str) -> list[str]:
