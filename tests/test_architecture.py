@@ -36,6 +36,8 @@ ORDER = [
 ]
 ROOMS = [room for room in ORDER if (ROOT / "lawm" / room).is_dir()]
 CLUSTER_ORDER = [
+    "machine",
+    "errors",
     "session",
     "filesystem",
     "submit",

@@ -4,16 +4,13 @@ Also here, because all of lawm/cluster needs it: the node labels of cluster.yaml
 cluster has what a job asks for, the object store's peak, and one-line readings of Ray's errors.
 """
 
-import fcntl
 import logging
 import os
 import secrets
 import shutil
 import socket
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,14 +19,17 @@ from typing import Any
 
 import ray
 from ray import exceptions as ray_errors
-from ray._common.utils import get_system_memory
 from ray._private import internal_api, ray_constants
+from ray._private.parameter import RayParams
 from ray._private.state import state as ray_state
-from ray._private.utils import get_num_cpus
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lawm.cluster.errors import causes as causes
+from lawm.cluster.errors import explain, first_line
+from lawm.cluster.errors import in_short as in_short
+from lawm.cluster.machine import LOCAL_CPUS, MIB, beside_the_code, cores, plain_python, store_bytes, temp_dir
 from lawm.config import ClusterConfig, LawmError
 
 # Read by Ray's libraries when first used, here and in the processes that Ray starts. What a user has set stays.
@@ -44,15 +44,6 @@ for _name, _value in {
 ROLE_LABEL = "lawm-role"
 """The node label of cluster.yaml and deploy/; its values:"""
 HEAD, DECODE, TRAIN = "head", "decode", "train"
-
-MIB = 2**20
-LOCAL_CPUS = 4
-"""Least number of logical CPUs of a local Ray. Controllers, the driver of a trial and decode tasks each
-hold one, so that with the two of a small machine they would wait for each other for ever."""
-LOCAL_STORE_BYTES = 2 * 2**30
-SOCKET_PATH_BYTES = 107
-"""Longest path of a Unix socket. Ray puts `session_<time>_<pid>/sockets/plasma_store` below its temp dir."""
-_SOCKET_TAIL = len("/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store.9999999")
 
 
 # ---------------------------------------------------------------- starting and connecting
@@ -187,9 +178,10 @@ def _connect(address: str) -> None:
     if address != "auto" and not listens(host, int(port)):
         raise LawmError(f"RAY_ADDRESS={address}: no Ray cluster listens there. Unset it to run on this machine alone")
     try:
-        ray.init(address=address, **_logging())
+        with beside_the_code():
+            ray.init(address=address, **_logging())
     except (ConnectionError, RuntimeError, ValueError, ray_errors.RayError) as error:
-        raise LawmError(explain(error) or f"RAY_ADDRESS={address}: cannot connect ({_first_line(error)})") from error
+        raise LawmError(explain(error) or f"RAY_ADDRESS={address}: cannot connect ({first_line(error)})") from error
 
 
 def listens(host: str, port: int, seconds: float = 5.0) -> bool:
@@ -202,7 +194,7 @@ def listens(host: str, port: int, seconds: float = 5.0) -> bool:
 
 
 def _start_local(undo: _Undo, include_dashboard: bool, num_cpus: int | None, store: int | None) -> None:
-    undo.folder, undo.lock = _temp_dir()
+    undo.folder, undo.lock = temp_dir()
     # Without this Ray binds its servers to all interfaces. The variable tells the processes that Ray starts, the
     # constant (read when ray was imported) tells this one; both make 127.0.0.1 the node's address.
     undo.set_env(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
@@ -221,18 +213,19 @@ def _start_local(undo: _Undo, include_dashboard: bool, num_cpus: int | None, sto
         undo.set_env("RAY_AUTH_TOKEN", secrets.token_hex(32))
         _reread_auth()
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus or max(LOCAL_CPUS, int(get_num_cpus(override_docker_cpu_warning=True))),
-            object_store_memory=store or _store_bytes(undo.folder),
-            include_dashboard=include_dashboard,
-            dashboard_host="127.0.0.1",
-            _temp_dir=str(undo.folder),
-            **_logging(),
-        )
+        with _own_ports(), beside_the_code(), plain_python(undo.folder):
+            ray.init(
+                address="local",
+                num_cpus=num_cpus or max(LOCAL_CPUS, cores()),
+                object_store_memory=store or store_bytes(undo.folder),
+                include_dashboard=include_dashboard,
+                dashboard_host="127.0.0.1",
+                _temp_dir=str(undo.folder),
+                **_logging(),
+            )
     except Exception as error:  # a slow start raises a bare Exception
         log = f"{undo.folder}/session_latest/logs"
-        said = explain(error) or f"a local Ray could not be started: {_first_line(error)}"
+        said = explain(error) or f"a local Ray could not be started: {first_line(error)}"
         keep = undo.folder
         if verbose():
             undo.folder = None
@@ -244,58 +237,23 @@ def _start_local(undo: _Undo, include_dashboard: bool, num_cpus: int | None, sto
         raise LawmError(said) from error
 
 
+@contextmanager
+def _own_ports() -> Iterator[None]:
+    """The node's agent takes a free port: Ray's own choice is the same for every Ray of a machine, and jobs then find
+    no agent on the second. `ray.init` has no argument for it."""
+    known = RayParams.__init__.__defaults__
+    taken = ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+    RayParams.__init__.__defaults__ = tuple(0 if value == taken else value for value in known or ())
+    try:
+        yield
+    finally:
+        RayParams.__init__.__defaults__ = known
+
+
 def _reread_auth() -> None:
     """Ray's C++ side keeps the mode and the token that it has seen first."""
     RayConfig.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _temp_dir() -> tuple[Path, Any]:
-    """(A new folder that is short enough for Ray's sockets, an open file that holds a lock in it).
-
-    Folders of runs that were killed are recognised by their free lock, and removed.
-    """
-    wanted = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"]
-    for parent in dict.fromkeys(wanted):
-        if not parent or len(parent) + len("/lawm-xxxxxxxx") + _SOCKET_TAIL > SOCKET_PATH_BYTES:
-            continue
-        try:
-            folder = Path(tempfile.mkdtemp(prefix="lawm-", dir=parent))
-        except OSError:
-            continue
-        lock = open(folder / "lock", "w")  # noqa: SIM115 (held as long as the session)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for other in Path(parent).glob("lawm-*/lock"):
-            if other.parent != folder:
-                _remove_if_dead(other)
-        return folder, lock
-    raise LawmError(
-        f"no folder for Ray's temporary files: none of {', '.join(dict.fromkeys(w for w in wanted if w))} is writable "
-        "and short enough for Unix sockets. Set TMPDIR to a folder of at most 20 characters"
-    )
-
-
-def _remove_if_dead(lock: Path) -> None:
-    try:
-        with open(lock) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A younger one may belong to a process that has made it and not locked it yet.
-            if time.time() - lock.stat().st_mtime > 60:
-                shutil.rmtree(lock.parent, ignore_errors=True)
-    except OSError:
-        pass
-
-
-def _store_bytes(folder: Path) -> int:
-    """30 % of the memory, at most 2 GiB, and what /dev/shm has room for unless that is next to nothing."""
-    size = min(int(0.3 * get_system_memory()), LOCAL_STORE_BYTES)
-    try:
-        free = shutil.disk_usage("/dev/shm").free
-        if free < 256 * MIB:  # a container's default: Ray then maps files of its temp dir instead
-            free = shutil.disk_usage(folder).free // 2
-    except OSError:
-        return size
-    return max(100 * MIB, min(size, int(0.8 * free)))
 
 
 def train_snapshot() -> str:
@@ -468,91 +426,9 @@ class _StoreMonitor:
                 self._spilled_before = self._spilled
 
 
-# ---------------------------------------------------------------- errors
-def explain(error: BaseException) -> str | None:
-    """One line for an error of Ray's that the user can put right; None for anything else, which is a bug.
-
-    A LawmError raised in a task, an actor or a training worker is found below the errors that Ray wraps it in.
-    """
-    chain = list(causes(error))
-    for one in chain:
-        if isinstance(one, LawmError) and not isinstance(one, ray_errors.RayTaskError):
-            return str(one)
-    for one in chain:
-        for kind, said in _REMEDIES:
-            if isinstance(one, kind):
-                return said.format(error=_first_line(one))
-        if type(one).__name__ in ("WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"):
-            return (
-                f"the training workers found no room in the cluster ({_first_line(one)}). "
-                "Lower cluster.workers, cluster.cpus_per_worker or cluster.gpus_per_worker by --set"
-            )
-    return None
-
-
-_REMEDIES: list[tuple[type[BaseException], str]] = [
-    (
-        ray_errors.AuthenticationError,
-        "the Ray cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the "
-        "cluster's, as `ray get-auth-token` prints it on the head node",
-    ),
-    (
-        ray_errors.OutOfDiskError,
-        "the disk that Ray spills to is full ({error}). Free space, or set TMPDIR to a larger disk",
-    ),
-    (ray_errors.ObjectStoreFullError, "Ray's object store is full ({error}). Lower the batch: --set train.batch=N"),
-    (
-        ray_errors.OutOfMemoryError,
-        "a worker was stopped because its node ran out of memory ({error}). Lower the batch or the workers",
-    ),
-    (ray_errors.TaskUnschedulableError, "no node of the cluster can hold a task of this job ({error})"),
-    (ray_errors.ActorUnschedulableError, "no node of the cluster can hold an actor of this job ({error})"),
-    (ray_errors.RuntimeEnvSetupError, "a node could not set up the job's environment ({error})"),
-    (
-        ray_errors.LocalRayletDiedError,
-        "Ray on this node has died (often: out of memory). Run the same command again to go on",
-    ),
-    (ray_errors.NodeDiedError, "a node of the cluster has died ({error}). Run the same command again to go on"),
-]
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything it wraps: causes, Ray's task causes, Train's worker and controller failures.
-
-    Not `__context__`: what goes wrong while an error is handled is a bug of its own.
-    """
-    seen: set[int] = set()
-    queue: list[Any] = [error]
-    while queue:
-        one = queue.pop(0)
-        if not isinstance(one, BaseException) or id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        known = vars(one)
-        queue += [known.get("cause"), known.get("controller_failure"), known.get("_base_exc"), one.__cause__]
-        failures = known.get("worker_failures")
-        queue += list(failures.values()) if isinstance(failures, dict) else []
-
-
-def in_short(error: BaseException) -> str:
-    """One line for any error, as `explain` has it or else its kind and its own first line."""
-    said = explain(error)
-    if said is None:
-        inner = list(causes(error))[-1]
-        line = _first_line(inner)
-        said = line if type(inner).__name__ in line else f"{type(inner).__name__}: {line}"
-    return " ".join(said.split())
-
-
 def say(line: str) -> None:
     """A line for people, on stderr, where progress lines make room for it."""
     print(f"lawm: {line}", file=sys.stderr, flush=True)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from lawm.cluster import session
+from lawm.cluster import machine
 from lawm.cluster.session import DECODE, TRAIN, Need, Session, check_resources, explain, first_unplaced, start
 from lawm.config import ClusterConfig, LawmError
 
@@ -163,9 +163,9 @@ def test_the_temp_dir_is_short_and_dead_ones_are_swept(tmp_path: Path, monkeypat
         dead.mkdir()
         (dead / "lock").touch()
         os.utime(dead / "lock", (0, 0))
-        alive, lock = session._temp_dir()
+        alive, lock = machine.temp_dir()
         os.utime(alive / "lock", (0, 0))
-        other, other_lock = session._temp_dir()
+        other, other_lock = machine.temp_dir()
         assert not dead.exists() and alive.is_dir() and other.is_dir()
         lock.close()
         other_lock.close()
@@ -173,9 +173,9 @@ def test_the_temp_dir_is_short_and_dead_ones_are_swept(tmp_path: Path, monkeypat
         deep = Path(parent, "x" * 60)
         deep.mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(deep))
-        short, lock = session._temp_dir()
+        short, lock = machine.temp_dir()
         assert deep not in short.parents
-        assert len(str(short)) + session._SOCKET_TAIL <= session.SOCKET_PATH_BYTES
+        assert len(str(short)) + machine.SOCKET_TAIL <= machine.SOCKET_PATH_BYTES
         lock.close()
         short.joinpath("lock").unlink()
         short.rmdir()
