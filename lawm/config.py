@@ -498,15 +498,15 @@ class Config(Frozen):
 
 
 # ---------------------------------------------------------------- changing a config
-def override(config: Config, path: str, value: Any) -> Config:
+def override(config: Config, path: str, value: Any, typed: bool = True) -> Config:
     """A copy of `config` with the field at dotted `path` set to `value`.
 
-    `value` may be a string as typed on a command line; it is parsed as JSON where that works.
+    A string is taken as `typed` on a command line: parsed as JSON where that works.
     Setting a union's `kind` alone switches to that variant with its defaults; a union may also
     be set whole, as a JSON object. Raises ConfigError (unknown field: lists the valid ones).
     """
-    typed = value
-    if isinstance(value, str):
+    text = value
+    if typed and isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
@@ -514,10 +514,10 @@ def override(config: Config, path: str, value: Any) -> Config:
     try:
         return _with_value(config, path, value)
     except ConfigError as error:
-        if typed is value or not isinstance(value, int | float):
+        if text is value or not isinstance(value, int | float):
             raise
         try:  # 2.1 may be meant as the text "2.1"
-            return _with_value(config, path, typed)
+            return _with_value(config, path, text)
         except ConfigError:
             raise error from None
 

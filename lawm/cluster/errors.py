@@ -69,9 +69,15 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(one))
         yield one
         known = vars(one)
-        queue += [known.get("cause"), known.get("controller_failure"), known.get("_base_exc"), one.__cause__]
+        queue += [known.get(name) for name in ("cause", "controller_failure", "health_check_failure", "_base_exc")]
+        queue.append(one.__cause__)
         failures = known.get("worker_failures")
         queue += list(failures.values()) if isinstance(failures, dict) else []
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether a process or its node has ended."""
+    return isinstance(error, ray_errors.RayActorError | ray_errors.WorkerCrashedError | ray_errors.NodeDiedError)
 
 
 def in_short(error: BaseException) -> str:

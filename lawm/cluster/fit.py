@@ -26,8 +26,10 @@ from lawm.cluster.ingest import clip_dataset, shard_options, streamed_batches
 from lawm.cluster.session import (
     TRAIN,
     Need,
+    causes,
     check_resources,
     in_short,
+    is_death,
     label_selector,
     on_this_node,
     say,
@@ -111,7 +113,9 @@ class Failures(UserCallback):
         self.board = board
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        reasons = {rank: in_short(error) for rank, error in sorted(worker_exceptions.items())}
+        # The dead first: the others have only lost them.
+        found = sorted(worker_exceptions.items(), key=lambda item: (not any(map(is_death, causes(item[1]))), item[0]))
+        reasons = {rank: in_short(error) for rank, error in found}
         said = [
             f"{'workers' if len(ranks) > 1 else 'worker'} {', '.join(map(str, ranks))}: {reason}"
             for reason in dict.fromkeys(reasons.values())

@@ -1,6 +1,8 @@
 """What a search searches: the YAML of tune_spaces/, validated; and the metrics that can be its objectives."""
 
-from typing import Annotated, Any, Literal, Self
+import re
+from contextlib import suppress
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import optuna
 import yaml
@@ -183,24 +185,28 @@ def _within(value: Any, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 1e-5 as text; people mean a number."""
-    if isinstance(value, dict):
-        return {key: _numbers(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    return value
+class _AsWritten(yaml.SafeLoader):
+    """YAML in which numbers, true, false and null are those of JSON (and of YAML 1.2), and all else is text: `off`,
+    0001, 2024-01-31 and 12:30 stay what was written, and 1e-5 is a number."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+_POWER = r"(?:[eE][-+]?[0-9]+)?"
+_NUMBER = r"[-+]?(?:0|[1-9][0-9]*)"
+for _tag, _pattern, _first in (
+    ("null", r"null|~|", ["n", "~", ""]),
+    ("bool", r"true|false", ["t", "f"]),
+    ("int", _NUMBER, list("-+0123456789")),
+    ("float", rf"{_NUMBER}(?:\.[0-9]*)?{_POWER}|[-+]?\.[0-9]+{_POWER}|[-+]?\.inf|\.nan", list("-+.0123456789")),
+):
+    _AsWritten.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def read_space(uri: str) -> Space:
     """The space in a YAML file. Raises LawmError: not there, not YAML, unknown fields (with the valid ones)."""
     try:
-        data = yaml.safe_load(read_bytes(uri))
+        data = yaml.load(read_bytes(uri), _AsWritten)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -208,7 +214,7 @@ def read_space(uri: str) -> Space:
     if not isinstance(data, dict):
         raise LawmError(f"{uri}: expected a mapping with the fields {', '.join(Space.model_fields)}")
     try:
-        return Space.model_validate(_numbers(data))
+        return Space.model_validate(data)
     except ValidationError as error:
         raise LawmError(f"{uri}: " + "; ".join(_said(e) for e in error.errors()[:3])) from None
 
@@ -238,9 +244,14 @@ def base_config(space: Space, given: str) -> Config:
 
 def _override(config: Config, path: str, value: Any, where: str) -> Config:
     try:
-        return override(config, path, value)
+        return override(config, path, value, typed=False)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {str(error).removeprefix('--set ')}") from None
+        said = str(error).removeprefix("--set ")
+        if isinstance(value, bool | int | float):
+            with suppress(ConfigError):
+                override(config, path, str(value), typed=False)
+                said += f". Text is expected there: quote it, as in '{value}'"
+        raise ConfigError(f"{where}: {said}") from None
 
 
 def with_parameters(config: Config, parameters: dict[str, Any]) -> Config:

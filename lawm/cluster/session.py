@@ -29,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lawm.cluster.errors import causes as causes
 from lawm.cluster.errors import explain, first_line
 from lawm.cluster.errors import in_short as in_short
+from lawm.cluster.errors import is_death as is_death
 from lawm.cluster.machine import LOCAL_CPUS, MIB, beside_the_code, cores, plain_python, store_bytes, temp_dir
 from lawm.config import ClusterConfig, LawmError
 

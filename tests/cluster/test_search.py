@@ -61,6 +61,38 @@ def test_the_spaces_that_come_along_fit_the_demo_and_the_paper(path: Path) -> No
     assert {o.metric for o in space.objectives} <= {*METRICS} and space.needs_planning
 
 
+@pytest.mark.parametrize(
+    ("written_there", "meant"),
+    [
+        ("off", "off"), ("on", "on"), ("no", "no"), ("Yes", "Yes"), ("y", "y"), ("true", True), ("false", False),
+        ("0001", "0001"), ("0o17", "0o17"), ("1_000", "1_000"), ("12:30:45", "12:30:45"), ("2024-01-31", "2024-01-31"),
+        ("2023", 2023), ("'2023'", "2023"), ("'0001'", "0001"), ("'true'", "true"), ("'null'", "null"), ("-3", -3),
+        ("1e-3", 0.001), ("1.0e-3", 0.001), ("1E3", 1000.0), (".5", 0.5), ("1.", 1.0), ("+2", 2), ("1.10", 1.1),
+        ("nan", "nan"), ("inf", "inf"), ("0x1F", "0x1F"), ("1e", "1e"), ("'1e-3'", "1e-3"), ("~", None),
+    ],
+)  # fmt: skip
+def test_a_value_is_meant_as_it_is_written(written_there: str, meant: Any, tmp_path: Path) -> None:
+    """YAML 1.1 makes False of off, 1 of 0001, 45045 of 12:30:45 and a date of 2024-01-31."""
+    plain = Path(written(tmp_path)).read_text()
+    (tmp_path / "other.yaml").write_text(plain + f"set: {{data.keys: {written_there}}}\n")
+    found = read_space(str(tmp_path / "other.yaml")).set["data.keys"]
+    assert found == meant and type(found) is type(meant)
+
+
+def test_text_that_looks_like_a_number_is_to_be_quoted(tmp_path: Path) -> None:
+    plain = Path(written(tmp_path)).read_text()
+    for value, quoted in (("2023", "'2023'"), ("true", "'true'"), ("1.5", "'1.5'")):
+        (tmp_path / "other.yaml").write_text(plain + f"set: {{data.keys: {value}}}\n")
+        with pytest.raises(ConfigError, match="Text is expected there: quote it, as in '"):
+            base_config(read_space(str(tmp_path / "other.yaml")), "tiny")
+        (tmp_path / "other.yaml").write_text(plain + f"set: {{data.keys: {quoted}}}\n")
+        assert base_config(read_space(str(tmp_path / "other.yaml")), "tiny").data.keys == quoted.strip("'")
+    text = plain + "set: {encoder.normalize_states: off, train.log_clips: yes, train.steps: 7}\n"
+    (tmp_path / "other.yaml").write_text(text)
+    config = base_config(read_space(str(tmp_path / "other.yaml")), "tiny")
+    assert (config.encoder.normalize_states, config.train.log_clips, config.train.steps) == ("off", True, 7)
+
+
 def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
     space = read_space(written(tmp_path, points=[{BETA: "1e-4"}]))
     assert space.space[BETA].ends() == [1e-6, 1e-2]
