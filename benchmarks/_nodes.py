@@ -102,9 +102,10 @@ def serve(lines: Sequence[str] | Any, answers: Any) -> None:
     from ray.util.state import list_tasks
 
     from benchmarks._servers import free_port
-    from lawm.cluster.session import ROLE_LABEL, _temp_dir
+    from lawm.cluster.machine import temp_dir
+    from lawm.cluster.session import ROLE_LABEL
 
-    folder, lock = _temp_dir()
+    folder, lock = temp_dir()
     os.environ["RAY_TMPDIR"] = str(folder)  # where Cluster notes its address, else in a folder that all Rays share
     (folder / "ray").mkdir()
     cluster = Cluster()

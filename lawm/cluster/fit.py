@@ -6,7 +6,6 @@ checkpoint says which clips are consumed, both to the workers and to the data se
 
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
