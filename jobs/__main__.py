@@ -2,13 +2,12 @@
 
 import difflib
 import importlib
-import os
 import sys
 
 from rich.console import Console
 from rich.table import Table
 
-from jobs._cli import job_module, job_names, run_job
+from jobs._cli import job_module, job_names, output_width, run_job
 from lawm import __version__
 from lawm.config import LawmError
 
@@ -33,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _list(jobs: dict[str, str]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "120")))
+    console = Console(width=output_width())
     console.print(
         "Latent action world models on Ray.   [bold]lawm JOB ...[/]   `lawm JOB --help` says what a job takes.\n"
     )

@@ -185,6 +185,12 @@ def one_line(error: BaseException) -> str | None:
     return None if said is None else " ".join(said.split())
 
 
+def output_width() -> int | None:
+    """Columns of what is printed: the terminal's (None), or off a terminal COLUMNS and else 120."""
+    said = os.environ.get("COLUMNS", "")
+    return None if sys.stdout.isatty() else int(said) if said.isdecimal() and int(said) > 0 else 120
+
+
 def _say(line: str) -> None:
     """One line in red on stderr (plain where that is no terminal); never wrapped, so that it can be searched for."""
     Console(stderr=True, soft_wrap=True).print(f"lawm: {line}", style="bold red", markup=False, highlight=False)

@@ -7,12 +7,11 @@ OUT/trials.parquet, pareto.png and report.html. Run the same command again after
 trials are kept, unfinished ones resume. Raising `trials` in the space file makes a finished search longer.
 """
 
-import os
 import sys
 
 from rich.console import Console
 
-from jobs._cli import DEFAULT_RECIPE, base_parser, describe, resolve_config, run_job
+from jobs._cli import DEFAULT_RECIPE, base_parser, describe, output_width, resolve_config, run_job
 from jobs._run import add_data_arguments, counted, with_data
 from lawm import storage
 
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     # With the dashboard: without it a trial that Tune ends early keeps its share of the cluster.
     with start(config.cluster, include_dashboard=True), counted("tune") as show:
         rows = search(space, config, out, show, args.dataset)
-    console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "120")))
+    console = Console(width=output_width())
     print_table(shown_table(space, rows, f"{args.space}: {len(rows)} trials"), console)
     print(f"trials: {storage.join(out, 'trials.parquet')}\nreport: {storage.join(out, 'report.html')}")
     return 0

@@ -128,3 +128,31 @@ def test_jobs_do_not_import_from_the_working_folder(tmp_path: Path) -> None:
         (tmp_path / name).write_text("raise SystemExit('the wrong module')")
     done = subprocess.run([sys.executable, "-m", "jobs", "--version"], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.startswith("lawm "), done.stdout + done.stderr
+
+
+BESIDE_ANOTHER = """
+import io, socket
+from contextlib import ExitStack, suppress
+from lawm.cluster.session import start
+from lawm.cluster.submit import Submission, submit
+with ExitStack() as held:
+    for port in (52365, 8265, 6379, 10001):  # those that every Ray would like to have
+        with suppress(OSError):  # another Ray has it already
+            taken = held.enter_context(socket.socket())
+            taken.bind(("0.0.0.0", port))
+            taken.listen()
+    with start(num_cpus=2, object_store_bytes=100 * 2**20, include_dashboard=True) as session:
+        said = io.StringIO()
+        job, status = submit(Submission("echo it ran", ".", session.dashboard), out=said)
+        assert status == 0 and "it ran" in said.getvalue(), (status, said.getvalue())
+print("ok")
+"""
+
+
+def test_jobs_run_while_another_ray_holds_its_ports(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text(BESIDE_ANOTHER)
+    (tmp_path / "folder").mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
+    asked = [sys.executable, str(tmp_path / "beside.py")]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=150, env=environment, cwd=tmp_path / "folder")
+    assert done.returncode == 0 and done.stdout.endswith("ok\n"), done.stdout[-2000:] + done.stderr[-2000:]
