@@ -82,11 +82,10 @@ with start(num_cpus=1, object_store_bytes=100 * 2**20):
     def found():
         import av, queue, lawm, sys
         return [os.path.dirname(lawm.__file__), sys.executable, sys.prefix]
-    import os
     ours, executable, prefix = ray.get(found.remote(), timeout=60)
+    assert os.path.samefile(prefix, sys.prefix) and " " not in executable, (prefix, executable)
 import lawm
 assert os.path.samefile(ours, os.path.dirname(lawm.__file__)), ours
-assert os.path.samefile(prefix, sys.prefix) and " " not in executable, (prefix, executable)
 if sys.argv[1] == "gone":
     try: os.getcwd()
     except FileNotFoundError: pass
