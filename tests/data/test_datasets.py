@@ -426,8 +426,18 @@ def test_kinetics(flat: bool, ray_cluster: Session, tmp_path: Path) -> None:
     data_sets.kinetics(tmp_path / "k", flat)
     assert main(["dataset", "kinetics", str(tmp_path / "k"), "--out", str(tmp_path / "o")]) == 0
     classes = pq.read_table(tmp_path / "o/classes.parquet").to_pylist()
-    assert sorted((row["split"], row["label"]) for row in classes) == [("train", "abseiling"), ("train", "zumba")]
-    assert len(read_index(str(tmp_path / "o/index.parquet")).usable()) == 2
+    found = read_index(str(tmp_path / "o/index.parquet"))
+    reasons = dict(zip(found.keys(), found.table["reason"].to_pylist(), strict=True))
+    good = [(row["split"], row["label"]) for row in classes if reasons[row["key"]] is None]
+    assert sorted(good) == [("train", "abseiling"), ("train", "zumba")]
+    assert sorted(found.usable().groups()) == ["abc_-12_DEF", "xyz12345678"]  # clips of one film belong together
+    if flat:
+        assert reasons["train/never_there_000000_000010.mp4"] == (
+            "missing: no video of that name, which line 4 of train.csv names"
+        )
+        assert {k: r for k, r in reasons.items() if "(" in k}.keys() == {
+            "train/(line 5 of train.csv)", "unlabelled/(line 6 of train.csv)"
+        }  # fmt: skip
 
 
 # ---------------------------------------------------------------- PushT, and the job
@@ -448,6 +458,10 @@ def test_pusht_and_the_job(ray_cluster: Session, tmp_path: Path, capsys: pytest.
     for wrong, said in (
         (["dataset", "pusht", str(tmp_path / "none"), "--out", str(tmp_path / "q")], "no such file"),
         (["dataset", "kinetics", str(tmp_path / "p"), "--out", str(tmp_path / "o")], "was made with other settings"),
+        (
+            ["dataset", "kinetics", str(tmp_path / "p"), "--out", str(tmp_path / "q")],
+            "not Kinetics. `lawm index` takes",
+        ),
         (["dataset", "imagenet", str(tmp_path), "--out", str(tmp_path / "q")], "invalid choice"),
         ([*ask, "--camera", "a"], "--camera means nothing for pusht"),
         ([*ask, "--limit", "0"], "--limit 0: expected 1 or more"),

@@ -48,20 +48,32 @@ def meaning(source: str, spec: ReadSpec) -> Meaning:
 
 
 def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
-    """Only episodes with a metadata_*.json are whole: DROID's own rule."""
+    """Only episodes with a metadata_*.json are whole: DROID's own rule. The others are refused by name."""
     root = storage.absolute(source).rstrip("/")
-    sizes = dict(storage.list_files(root, (".json", ".mp4", ".h5")))
-    metadata = sorted(uri for uri in sizes if re.fullmatch(r"metadata_.*\.json", posixpath.basename(uri)))
+    metadata: defaultdict[str, list[str]] = defaultdict(list)
+    videos: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    folders: dict[str, None] = {}
+    closed: list[str] = []
+    for uri, size in storage.list_files(root, (".json", ".mp4", ".h5"), troubles=True):
+        folder, name = posixpath.split(uri)
+        if uri.endswith("/"):
+            closed.append(uri)
+        elif re.fullmatch(r"metadata_.*\.json", name):
+            metadata[folder].append(uri)
+            folders[folder] = None
+        elif name.lower() == "trajectory.h5":
+            folders[folder] = None
+        elif name.lower().endswith(".mp4") and folder.endswith("/recordings/MP4"):
+            videos[folder.removesuffix("/recordings/MP4")][uri] = size
+            folders[folder.removesuffix("/recordings/MP4")] = None
     if not metadata:
         raise LawmError(f"{source}: no metadata_*.json below it; expected <lab>/success/<date>/<episode>/ folders")
-    of: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for uri, size in sizes.items():
-        if uri.lower().endswith(".mp4"):
-            of[posixpath.dirname(posixpath.dirname(posixpath.dirname(uri)))][uri] = size
-    episodes = (
-        {"metadata": uri, "folder": (folder := posixpath.dirname(uri)), "root": root, "videos": of[folder]}
-        for uri in metadata
-    )
+    episodes: list[dict[str, Any]] = [
+        {"metadata": about, "folder": folder, "root": root, "videos": videos[folder]}
+        for folder in sorted(folders)
+        for about in metadata[folder] or [""]
+    ]
+    episodes += [{"metadata": "", "folder": folder, "root": root, "videos": None} for folder in closed]
     yield from in_batches(limited(episodes, spec.limit))
 
 
@@ -71,9 +83,14 @@ def read(batch: Batch, spec: ReadSpec, out: str) -> list[Recording]:
 
 def _droid_episode(episode: dict[str, Any], spec: ReadSpec) -> Iterator[Recording]:
     folder = episode["folder"]
-    name = folder.removeprefix(episode["root"]).strip("/") or posixpath.basename(folder)
+    name = storage.name_below(folder, episode["root"])
+    if episode["videos"] is None:  # a folder that may not be read: its probe says so
+        yield Recording(VideoRef(folder, 0, 0, name))
+        return
     where = storage.join(folder, "trajectory.h5")
     try:
+        if not episode["metadata"]:
+            raise LawmError("no metadata_*.json, which whole episodes have")
         metadata = read_json(episode["metadata"])
         if not isinstance(metadata, dict):
             raise LawmError(f"{episode['metadata']}: expected an object")
@@ -87,9 +104,9 @@ def _droid_episode(episode: dict[str, Any], spec: ReadSpec) -> Iterator[Recordin
         uri = storage.join(folder, "recordings/MP4", posixpath.basename(said)) if said else ""
         if trouble or uri not in episode["videos"]:
             reason = trouble or f"missing: {camera} is {said or 'not named'} in its metadata, and no video is there"
-            yield Recording(VideoRef(uri or where, 0, 0, key), reason=reason)
+            yield Recording(VideoRef(uri or where, 0, 0, key, group=name), reason=reason)
             continue
-        ref = VideoRef(uri, 0, episode["videos"][uri], key, true_rate=rate)
+        ref = VideoRef(uri, 0, episode["videos"][uri], key, true_rate=rate, group=name)
         yield Recording(ref, VideoLabels(key, float(rate or 0), np.zeros((0, 1), np.float32), states))
 
 

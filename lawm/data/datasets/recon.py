@@ -58,27 +58,31 @@ def meaning(source: str, spec: ReadSpec) -> Meaning:
 def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
     root = storage.absolute(source).rstrip("/")
     if spec.kind == "recon-hdf5":
-        found = list(storage.list_files(root, (".hdf5", ".h5")))
+        found = list(storage.list_files(root, (".hdf5", ".h5"), troubles=True))
         if not found:
             raise LawmError(f"{source}: no .hdf5 below it; expected RECON's recon_release/*.hdf5")
-        items = ((posixpath.splitext(uri.removeprefix(root).strip("/"))[0], uri, size, None) for uri, size in found)
+        items = ((posixpath.splitext(storage.name_below(uri, root))[0], uri, size, None) for uri, size in found)
         yield from in_batches(limited(items, spec.limit))
         return
     pictures: defaultdict[str, list[str]] = defaultdict(list)
     sizes: defaultdict[str, list[int]] = defaultdict(list)
-    tables: list[str] = []
-    for uri, size in storage.list_files(root, (".pkl", ".jpg", ".jpeg")):
-        folder, name = posixpath.split(uri)
-        if name == "traj_data.pkl":
-            tables.append(folder)
-        elif (stem := posixpath.splitext(name)[0]).isdecimal() and stem.isascii():
+    tables = False
+    folders: dict[str, None] = {}
+    for uri, size in storage.list_files(root, (".pkl", ".jpg", ".jpeg"), troubles=True):
+        folder, name = posixpath.split(uri.rstrip("/"))
+        stem = posixpath.splitext(name)[0]
+        if uri.endswith("/") and not name.lower().endswith((".pkl", ".jpg", ".jpeg")):
+            folders[uri] = None  # may not be read: reading it says so
+        elif name == "traj_data.pkl":
+            tables = True
+            folders[folder] = None
+        elif stem.isdecimal() and stem.isascii():
             pictures[folder].append(name)
             sizes[folder].append(size)
+            folders[folder] = None
     if not tables:
         raise LawmError(f"{source}: no traj_data.pkl below it; expected <trajectory>/<i>.jpg and traj_data.pkl")
-    trajectories = (
-        (t.removeprefix(root).strip("/") or posixpath.basename(t), t, sizes[t], pictures[t]) for t in tables
-    )
+    trajectories = ((storage.name_below(t, root), t, sizes[t], pictures[t]) for t in folders)
     yield from in_batches(limited(trajectories, spec.limit))
 
 
