@@ -269,7 +269,7 @@ def test_config_imports_in_a_blink() -> None:
 def test_decode_workers_start_without_torch() -> None:
     """A decode node has a process a core; torch would cost each of them seconds and hundreds of MiB."""
     decoding = "lawm.cluster.decode, lawm.video.decode, lawm.data.clips"
-    script = f"import sys, {decoding}; print({{'torch', 'timm', 'pandas'}} & set(sys.modules))"
+    script = f"import sys, {decoding}; print({{'torch', 'timm', 'pandas', 'scipy'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "set()\n", done.stderr
 

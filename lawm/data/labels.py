@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from scipy.spatial.transform import Rotation
 
 from lawm import storage
 from lawm.config import ClipSpec, LawmError
@@ -87,6 +86,8 @@ def deltas(kind: ActionKind, states_FS: np.ndarray) -> np.ndarray:
     states = np.asarray(states_FS, np.float64)
     change = np.diff(states, axis=0)
     if kind == "pose_delta":
+        from scipy.spatial.transform import Rotation  # a quarter of a second, in every process that reads clips
+
         turned = Rotation.from_euler("xyz", states[:, 3:6]) if len(states) else None
         if len(change) and turned is not None:
             change[:, 3:6] = (turned[1:] * turned[:-1].inv()).as_euler("xyz")
