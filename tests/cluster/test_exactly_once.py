@@ -171,7 +171,7 @@ def killed_at(argv: Sequence[str], run: Path, step: int, log: Path, address: str
         env = os.environ | {"RAY_ADDRESS": address}
         child = subprocess.Popen(asked, cwd=ROOT, env=env, stdout=said, stderr=said, start_new_session=True)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 400
             while (at := step_of(newest_checkpoint(str(run)) or "") or 0) < step:
                 assert child.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.05)

@@ -51,23 +51,23 @@ def test_ids_become_the_positions_that_are_left() -> None:
         assert nth_positions(cursor, ids[7:9]).tolist() == cursor.remaining(12)[7:9].tolist()
 
 
-def test_plain_python_local_mode_and_a_ray_worker_give_the_same_losses(
+def test_plain_python_and_local_mode_give_the_same_losses(
     ray_cluster: Session, small_set: SmallSet, tmp_path: Path
 ) -> None:
+    """A worker of its own does too: see mixtures, populations and runs that were killed."""
     config = short(small_set.index)
     plain = fit_local(config, "latent_action", str(tmp_path / "plain"))
     wanted = losses(str(tmp_path / "plain"))
     assert list(wanted) == [1, 2, 3, 4, 5, 6]
-    for workers in (0, 1):
-        run = str(tmp_path / f"workers{workers}")
-        seen: list[dict[str, Any]] = []
-        last = fit(override(config, "cluster.workers", workers), "latent_action", run, progress=seen.append)
-        assert losses(run) == pytest.approx(wanted, rel=1e-5), workers
-        assert load_checkpoint(last).cursor == load_checkpoint(plain).cursor == Cursor(24)
-        assert [uri[-1] for uri in checkpoint_folders(run)] == ["3", "6"]
-        assert seen[-1]["step"] == 6 and seen[-1]["loss"] == pytest.approx(wanted[6], rel=1e-5)
+    run = str(tmp_path / "local_mode")
+    seen: list[dict[str, Any]] = []
+    last = fit(override(config, "cluster.workers", 0), "latent_action", run, progress=seen.append)
+    assert losses(run) == pytest.approx(wanted, rel=1e-5)
+    assert load_checkpoint(last).cursor == load_checkpoint(plain).cursor == Cursor(24)
+    assert [uri[-1] for uri in checkpoint_folders(run)] == ["3", "6"]
+    assert seen[-1]["step"] == 6 and seen[-1]["loss"] == pytest.approx(wanted[6], rel=1e-5)
     # Done already: the same call trains nothing.
-    assert fit(config, "latent_action", str(tmp_path / "workers1")) == last
+    assert fit(config, "latent_action", run) == last
 
 
 def test_bad_videos_are_listed_and_passed_over(small_set: SmallSet, tmp_path: Path) -> None:
@@ -182,11 +182,11 @@ def test_an_interrupt_is_said_and_the_same_command_goes_on(small_set: SmallSet, 
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     with subprocess.Popen(asked, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not checkpoint_folders(str(tmp_path / "run")) and time.monotonic() < deadline:
             time.sleep(0.1)
         job.send_signal(signal.SIGINT)
-        _, said = job.communicate(timeout=60)
+        _, said = job.communicate(timeout=400)
     assert job.returncode == 130, said.decode()[-2000:]
     assert b"interrupted. Run the same command again to go on" in said and b"Traceback" not in said
     assert checkpoint_folders(str(tmp_path / "run"))

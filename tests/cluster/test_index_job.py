@@ -172,7 +172,7 @@ def test_a_killed_run_goes_on_where_it_stopped(videos: Path, tmp_path: Path, ray
         env = os.environ | {"RAY_ADDRESS": ray_cluster.address}
         process = subprocess.Popen(asked, env=env, stdout=log, stderr=log)
         try:
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 400
             while not list(tmp_path.glob("index.parquet.parts/*.parquet")):
                 assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.05)

@@ -68,7 +68,7 @@ def start_job(nodes: Nodes, *argv: str) -> "subprocess.Popen[str]":
 
 def run_job(nodes: Nodes, *argv: str) -> tuple[int, str, str]:
     with start_job(nodes, *argv) as job:
-        out, err = job.communicate(timeout=120)
+        out, err = job.communicate(timeout=400)
     return job.returncode, out, err
 
 
@@ -90,6 +90,7 @@ def places(tasks: list[dict[str, Any]], name: str) -> list[str]:
     return [task["node_id"] for task in tasks if name in task["name"] and task["node_id"]]
 
 
+@pytest.mark.slow  # test_session.py has the same of a Ray without labels
 def test_no_decode_node_is_said_in_one_line(nodes: Nodes, far_away: Path, tmp_path: Path) -> None:
     code, out, err = run_job(nodes, "index", *LABELS, str(far_away), "--out", str(tmp_path / "index.parquet"))
     assert code == 2 and not out and err.count("\n") == 1, err
@@ -106,12 +107,12 @@ def test_decoding_stays_on_decode_nodes_even_when_one_is_lost(nodes: Nodes, far_
 
     steps = 30
     with start_job(nodes, *training(remote, tmp_path / "run", steps)) as job:
-        assert wait_for(lambda: lost in places(nodes.tasks(), "decode_rows"), 60)
+        assert wait_for(lambda: lost in places(nodes.tasks(), "decode_rows"), 300)
         time.sleep(1.0)  # let it yield some clips, and keep it in the middle of others
         assert job.poll() is None
         nodes.kill(lost)
         came = nodes.add(DECODE, 2)
-        err = job.communicate(timeout=120)[1]
+        err = job.communicate(timeout=400)[1]
     assert job.returncode == 0, err
     decoded = [task for task in nodes.tasks() if "decode_rows" in task["name"]]
     assert {task["node_id"] for task in decoded if task["node_id"]} == {lost, kept, came}

@@ -43,7 +43,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.timeout(280)
 def test_every_job_from_s3_to_s3(tmp_path: Path) -> None:
     (tmp_path / "store/bucket/videos").mkdir(parents=True)
     for i in range(6):
@@ -55,7 +54,7 @@ def test_every_job_from_s3_to_s3(tmp_path: Path) -> None:
     with rclone(tmp_path / "store") as url:
         environment |= {"AWS_ENDPOINT_URL_S3": url, "AWS_DEFAULT_REGION": "us-east-1"}
         asked = [sys.executable, str(tmp_path / "jobs_on_s3.py")]
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=270, env=environment, cwd=tmp_path)
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=550, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     there = tmp_path / "store/bucket"
     assert len(json.loads((there / "results.json").read_text())) > 3

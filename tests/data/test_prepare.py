@@ -214,31 +214,31 @@ def test_a_killed_job_and_its_second_run(
     """The process is killed while it makes shards; the same command then finishes, and nothing is there twice."""
     out = tmp_path / "out"
     (tmp_path / "videos").mkdir()
-    for i in range(40):
-        write_video(tmp_path / f"videos/{i:02d}.mp4", 250)
+    for i in range(20):
+        write_video(tmp_path / f"videos/{i:02d}.mp4", 120)
     rows = [probe(ref, LIMITS) for ref in list_videos([str(tmp_path / "videos")])]
     write_index(rows_to_table(rows), str(tmp_path / "index.parquet"))
     code = (
-        "import sys, lawm.data.prepare; lawm.data.prepare.SHARD_VIDEOS = 4\n"
+        "import sys, lawm.data.prepare; lawm.data.prepare.SHARD_VIDEOS = 2\n"
         "from jobs.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     asked = ["prepare", str(tmp_path / "index.parquet"), "--out", str(out), "--recipe", "tiny"]
     how: dict[str, Any] = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     how["env"] = os.environ | {"RAY_ADDRESS": ray_cluster.address}
     with subprocess.Popen([sys.executable, "-c", code, *asked], **how) as first:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not list(out.glob("prepared-*.parquet")) and time.monotonic() < deadline and first.poll() is None:
             time.sleep(0.05)
         os.killpg(first.pid, signal.SIGKILL)
     made = len(list(out.glob("prepared-*.parquet")))
     assert 1 <= made < 10 and not (out / "index.parquet").exists()
-    monkeypatch.setattr("lawm.data.prepare.SHARD_VIDEOS", 4)
+    monkeypatch.setattr("lawm.data.prepare.SHARD_VIDEOS", 2)
     assert main(asked) == 0
     said = capsys.readouterr().out
     kept = int(said.partition(" shards were there already")[0].split()[-1])
-    assert kept >= made and "40 of 40 videos" in said
+    assert kept >= made and "20 of 20 videos" in said
     index = read_index(str(out / "index.parquet"))
-    assert list(index.keys()) == [f"{i:02d}.mp4" for i in range(40)] and len(index.usable()) == 40
+    assert list(index.keys()) == [f"{i:02d}.mp4" for i in range(20)] and len(index.usable()) == 20
 
 
 def test_the_command_line(originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
