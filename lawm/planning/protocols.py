@@ -1,4 +1,4 @@
-"""The protocols of others, by name: what each fixes, in SI units, and the unit in which its figures were published."""
+"""The protocols of others, by name: what each fixes, in SI units, in which its figures were published, too."""
 
 from typing import Any
 
@@ -18,7 +18,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "std": 0.1,
         "action_limit": {"translation": 0.1, "rotation": 0.1, "other": 0.1, "gripper": 0.75},
     },
-    # Assran et al. 2025, section 4: x, y, z and gripper. Their norm limit is 0.05 to 0.075 m, here the upper end.
+    # Assran et al. 2025, section 4: x, y, z and gripper. Their norm limit is 0.05 to 0.075 m, here the upper end of it
+    # for the Euclidean norm; their code limits each axis.
     "vjepa2-ac": {
         "samples": 800,
         "elites": 10,
@@ -33,8 +34,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 IN_SI = ("jepa-wms-droid", "vjepa2-ac")
 """Protocols whose constants are metres (and radians)."""
-PUBLISHED: dict[str, tuple[str, float]] = {name: ("m", 1.0) for name in ("paper-droid", *IN_SI)}
-"""Unit of the published translation error, and its size in metres."""
 
 
 def preset(config: PlanConfig) -> PlanConfig:

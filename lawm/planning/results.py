@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from lawm.evaluation import Result, interval, mean, ratio
-from lawm.planning.protocols import PUBLISHED
 
 Row = dict[str, Any]
 """An episode as it is kept (lawm/cluster/plan.py, Planner.episode)."""
@@ -35,9 +34,6 @@ def summarize_episodes(rows: list[Row], dataset: str, step: int, resamples: int,
         figures.append((f"{name}_error", mean, [planned], unit, ""))
         if i == 0:
             figures.append((f"{name}_error_median", lambda x: float(np.median(x)), [planned], unit, ""))
-            published, metres = PUBLISHED.get(rows[0]["protocol"], (unit, 1.0))
-            if unit == "m" and published != unit:
-                figures.append((f"{name}_error_published", mean, [planned / metres], published, ""))
             figures += [(f"{name}_vs_{b}", ratio, [planned, errors], "ratio", "") for b, errors in controls.items()]
         figures += [(f"{b}{of_kind}_error", mean, [errors], unit, BASELINES[b]) for b, errors in controls.items()]
     outside = np.array([bool(row["outside"]) for row in rows], dtype=np.float64)
