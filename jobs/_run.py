@@ -1,12 +1,13 @@
 """What the jobs share that train, evaluate or plan: their data arguments, their progress lines, their dry run."""
 
 import argparse
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -241,7 +242,7 @@ def run_training(
     for one in members or [config]:
         check_fine_tuning(one)
     if args.dry_run:
-        describe_training(config, kind, out, runs, videos, members)
+        describe_training(config, kind, out, runs, videos, members, parent, args.plain)
         return 0
     storage.check_folder(out)
     with start(config.cluster) if videos or not args.plain else nullcontext() as session:
@@ -310,7 +311,14 @@ def beside(args: argparse.Namespace, kind: str) -> None:
 
 
 def describe_training(
-    config: Config, kind: str, out: str, runs: list[str], videos: Sequence[str], members: Sequence[Config]
+    config: Config,
+    kind: str,
+    out: str,
+    runs: list[str],
+    videos: Sequence[str],
+    members: Sequence[Config],
+    parent: str | None,
+    plain: bool,
 ) -> None:
     """The dry run of a training job: looks at all that the run would refuse, and prints what it would do."""
     from lawm.cluster.fit import needs
@@ -328,6 +336,7 @@ def describe_training(
 
         check_places(videos, storage.join(out, "index.parquet"))
     clips: int | None = None
+    reader = None
     if config.data.given:
         reader = open_reader(config, kind)
         clips = len(reader.plan)
@@ -343,6 +352,7 @@ def describe_training(
     more = {"clips_trained_on": loop.steps * loop.batch, "parameters": counts, "videos": list(videos), "out": out}
     if stands:
         more["stands"] = stands
+    more["time"] = time_line(config, kind, reader, parent, runs[0], plain, max(len(members), 1))
     if config.data.given:
         more["data"] = data_lines(config, kind)
     if members:
@@ -351,6 +361,38 @@ def describe_training(
             for run, member in zip(runs, members, strict=True)
         }
     describe(config, needs(config, kind), clips, **more)
+
+
+def time_line(config: Config, kind: str, reader: Any, parent: str | None, run: str, plain: bool, members: int) -> str:
+    """How long a run will take on this machine, measured over a few of its steps; or why that is not known."""
+    import torch
+
+    from lawm.training import measured, newest_checkpoint, read_about
+
+    cluster = config.cluster
+    threads, workers = torch.get_num_threads(), 1 if plain else max(cluster.workers, 1)
+    newest = newest_checkpoint(run)
+    try:
+        if cluster.gpus_per_worker and not torch.cuda.is_available():
+            raise LawmError("the run asks for GPUs, and this machine has none")
+        if not plain and cluster.workers:
+            torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
+        done = read_about(newest)["step"] if newest else 0
+        found = measured(config, kind, reader, parent, done, workers)
+    except LawmError as error:
+        return f"not estimated: {error}. The log says how long is left once steps are done"
+    finally:
+        torch.set_num_threads(threads)
+    found = replace(found, train_s=found.train_s * members)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = 1 if plain else int((cores - workers * cluster.cpus_per_worker) / cluster.decode_cpus)
+    readers = 0 if config.data.cached or cores == 1 else max(free, 1)
+    reading = "" if found.read_s is None else f", reading a batch {found.read_s:.2g} s in one of {max(readers, 1)}"
+    unread = ", without reading: the videos are not indexed yet" if found.read_s is None else ""
+    return (
+        f"about {spoken(found.seconds(readers))} on this machine for {found.steps:,} steps (training "
+        f"{found.train_s:.2g} s a step{reading}{unread}); an estimate from a few steps, without start and checkpoints"
+    )
 
 
 def check_objective(config: Config, kind: str) -> None:

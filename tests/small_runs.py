@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from lawm.config import Config, Discrete, LawmError, TrueActions, VideoLimits, override
-from lawm.data import ActionScales, Cursor, list_videos, rows_to_table, write_index
+from lawm.data import ActionScales, Cursor, held_out_reader, list_videos, rows_to_table, write_index
 from lawm.model.latent_action.discrete import DiscreteBottleneck
 from lawm.recipes import tiny
 from lawm.training import ClipBatch, LatentActionObjective, RunWriter, train
@@ -243,7 +243,7 @@ def validating_rank(rank: int, world: int, folder: str, indexes: dict[str, list[
 
 
 def _validated(config: Config, rank: int, world: int) -> dict[str, Any]:
-    held_out = held_out_clips(config, "latent_action", 4)
+    held_out = held_out_clips(held_out_reader(config, "latent_action")[0], 4)
     assert held_out is not None
     seen: list[dict[str, float]] = []
     batches = made_batches(config, rank, world)

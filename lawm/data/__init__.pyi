@@ -29,6 +29,7 @@ from lawm.data.fitting import Side as Side
 from lawm.data.fitting import data_lines as data_lines
 from lawm.data.fitting import fit_lines as fit_lines
 from lawm.data.fitting import held_out_reader as held_out_reader
+from lawm.data.fitting import readers_of as readers_of
 from lawm.data.fitting import side_of as side_of
 from lawm.data.index import INDEX_SCHEMA as INDEX_SCHEMA
 from lawm.data.index import Index as Index

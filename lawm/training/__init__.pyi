@@ -17,6 +17,8 @@ from lawm.training.checkpoint import prune_checkpoints as prune_checkpoints
 from lawm.training.checkpoint import read_about as read_about
 from lawm.training.checkpoint import run_of as run_of
 from lawm.training.clip_log import read_clip_log as read_clip_log
+from lawm.training.estimate import Estimate as Estimate
+from lawm.training.estimate import measured as measured
 from lawm.training.fine_tune import build_latent_action as build_latent_action
 from lawm.training.fine_tune import check_fine_tuning as check_fine_tuning
 from lawm.training.loop import Trainer as Trainer

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, differing_fields, parse_config
-from lawm.data import Reader, action_scales, first_clips, open_reader
+from lawm.data import Reader, action_scales, first_clips, held_out_reader, open_reader, readers_of
 from lawm.model import Encoder
 from lawm.training.batches import collate
 from lawm.training.checkpoint import (
@@ -91,9 +91,35 @@ def prepare(
         objective.calibrate(collate(first_clips(reader, CALIBRATION_CLIPS)))
     if resume is None and objective.reads_actions:
         objective.scale_actions(action_scales(reader))
-    validation = held_out_clips(config, kind, min(loop.batch, 32))
+    held_out, _ = held_out_reader(config, kind)  # why there is none is said before the run starts (data_lines)
+    extra["split"] = split_facts(config, reader, held_out)
+    validation = held_out_clips(held_out, min(loop.batch, 32))
     lineage = {"uri": parent, "fingerprint": on.fingerprint} if on is not None and parent is not None else None
     return Setup(objective, reader, resume, validation, lineage, extra)
+
+
+FEW_VIDEOS = 1000
+"""So many videos or fewer are named in a checkpoint, by their groups' hashes."""
+
+
+def split_facts(config: Config, reader: Reader, held_out: Reader | None) -> dict[str, Any]:
+    """What a checkpoint keeps of its split: how many videos and clips an epoch are on each side, and, where they are
+    few, the hashes of what they belong to (`Index.hashes`), so that it can be told later, without the index, whether a
+    video was trained on."""
+
+    def side(found: Reader | None) -> dict[str, Any]:
+        if found is None:
+            return {"videos": 0, "clips": 0, "groups": []}
+        parts = readers_of(found)
+        videos = sum(len(part.index) for part in parts)
+        few = sorted({int(h) for part in parts for h in part.index.hashes()}) if videos <= FEW_VIDEOS else None
+        return {
+            "videos": videos,
+            "clips": len(found.plan),
+            "groups": None if few is None else [f"{h:016x}" for h in few],
+        }
+
+    return {"val_fraction": config.data.val_fraction, "trained_on": side(reader), "held_out": side(held_out)}
 
 
 def check_same_clips(reader: Reader, run: str) -> None:

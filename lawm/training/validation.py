@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from lawm.config import Config, LawmError
-from lawm.data import BadClip, Sample, held_out_reader
+from lawm.config import LawmError
+from lawm.data import BadClip, Reader, Sample
 from lawm.training.batches import ClipBatch, collate
 from lawm.training.objective import Objective
 from lawm.training.ranks import autocast, from_all_ranks, pick_device, rank_and_world
@@ -26,14 +26,13 @@ class Validation:
     refused: int
 
 
-def held_out_clips(config: Config, kind: str, size: int) -> Validation | None:
+def held_out_clips(reader: Reader | None, size: int) -> Validation | None:
     """The first VALIDATION_CLIPS clips of the validation split, in batches of `size`; rank r reads every world-th.
     None where nothing is held out, or no clip fits what is. Called on every rank.
 
     Clips that cannot be read are left out and counted. Raises LawmError, on all ranks, where none can be read.
     """
     rank, world = rank_and_world()
-    reader, _ = held_out_reader(config, kind)  # why there is none is said before the run starts (lawm.data.data_lines)
     mine = [] if reader is None else range(rank, min(VALIDATION_CLIPS, len(reader.plan)), world)
     found = [reader.try_sample(p) for p in mine] if reader is not None else []
     good = [clip for clip in found if isinstance(clip, Sample)]

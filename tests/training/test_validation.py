@@ -1,5 +1,6 @@
 """Held-out clips: the same ones for any number of ranks, and no rank waits for another's clip."""
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 import torch.multiprocessing
 from small_runs import SmallSet, index_folder, made_batch, made_batches, new_objective, tiny_kind, validated_config
 
-from lawm.data import first_clips, open_reader
-from lawm.training import collate, train, validate
+from lawm.config import override
+from lawm.data import first_clips, held_out_reader, open_reader
+from lawm.training import collate, fit_local, load_checkpoint, train, validate
 from lawm.training.validation import held_out_clips
 
 
@@ -84,13 +86,31 @@ def test_a_rank_without_any_held_out_clip_holds_nobody_up(ranks: dict[str, Any],
 
 def test_what_is_held_out_in_one_process(small_set: SmallSet, tmp_path: Path) -> None:
     config = validated_config("noisy", small_set.index)
-    held_out = held_out_clips(config, "latent_action", 4)
+    held_out = held_out_clips(held_out_reader(config, "latent_action")[0], 4)
     assert held_out is not None and held_out.refused == 0
     expected = first_clips(open_reader(config, "latent_action", "val"), 64)
     assert [int(p) for b in held_out.batches for p in b.positions_B] == [s.position for s in expected]
     assert held_out.clips == len(expected)
     nothing = config.model_copy(update={"data": config.data.model_copy(update={"val_fraction": 0.0})})
-    assert held_out_clips(nothing, "latent_action", 4) is None
+    assert held_out_clips(held_out_reader(nothing, "latent_action")[0], 4) is None
+
+
+def test_a_checkpoint_says_what_was_trained_on_and_held_out(small_set: SmallSet, tmp_path: Path) -> None:
+    """Twelve videos, 0.4 held out: those whose keys' hashes are the lowest."""
+    config = validated_config("noisy", small_set.index)
+    split = load_checkpoint(fit_local(config, "latent_action", str(tmp_path / "run"))).extra["split"]
+    hashes = {
+        key: int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") for key in small_set.keys
+    }
+    low = {key for key, number in hashes.items() if number < 0.4 * 2**64}
+    assert 0 < len(low) < 12
+    for side, keys in (("held_out", low), ("trained_on", set(hashes) - low)):
+        assert split[side]["groups"] == sorted(f"{hashes[key]:016x}" for key in keys)
+        assert split[side]["videos"] == len(keys) and split[side]["clips"] >= len(keys)
+    assert split["val_fraction"] == 0.4
+    nothing = override(config, "data.val_fraction", 0)
+    split = load_checkpoint(fit_local(nothing, "latent_action", str(tmp_path / "all"))).extra["split"]
+    assert split["held_out"] == {"videos": 0, "clips": 0, "groups": []} and split["trained_on"]["videos"] == 12
 
 
 def test_validation_is_the_mean_over_clips_without_noise() -> None:
