@@ -187,8 +187,7 @@ def plain(
     """
     near, half = video.near, 0.5 / spec.fps
     # Where times are dealt out, those of the first pictures after a key frame may be wrong.
-    late_s = _dealing_s(video)
-    for back_s in (10.0 + late_s, None) if late_s < math.inf else (None,):
+    for back_s in (10.0 + _dealing_s(video), None):
         video.rewind(None if back_s is None else float(wanted_F[0]) - back_s)
         damages: list[tuple[float, int]] = []
         kept: list[tuple[float, float, int, T]] = []  # time, time of its key frame, place in the output, picture
@@ -221,8 +220,7 @@ def plain(
 
 def _dealing_s(video: Video) -> float:
     """Seconds by which a packet's own time and that of its picture may differ."""
-    rate = video.stream.average_rate or video.stream.guessed_rate
-    return (_REORDERED / float(rate) if rate else math.inf) if video.by_dts else 0.0
+    return 2 * _REORDERED * video.interval * video.tick if video.by_dts else 0.0
 
 
 def all_frames(
@@ -232,27 +230,34 @@ def all_frames(
     stands; `damages` gets the time and the place of what was damaged. Raises VideoError: bad_timestamps where the times
     say another order.
 
-    Where the container holds times of decoding alone, the k-th picture has the k-th of the times whose packets gave a
-    picture: a later packet's time is greater, and at most _REORDERED pictures are out before an earlier packet's is.
+    Where the container holds times of decoding alone, the k-th picture has the (k + delay)-th of the times whose
+    packets gave a picture: a later packet's time is greater, and at most _REORDERED pictures are out before an earlier
+    packet's is.
     """
     stamps: list[int] = []  # a heap
     frames: deque[VideoFrame] = deque()
     latest = -math.inf
+    skipped = video.delay
     for frame in _decoded(video, damages, video.packets() if found is None else found):
         if frame.pts is None:
             raise video.error("bad_timestamps", "a picture has no time")
         heapq.heappush(stamps, frame.pts)
         frames.append(frame)
-        if video.by_dts and len(frames) <= _REORDERED:
+        if video.by_dts and len(frames) <= _REORDERED + video.delay:
             continue
+        while skipped:
+            heapq.heappop(stamps)
+            skipped -= 1
         stamp = heapq.heappop(stamps)
         if stamp < latest and not damages:
             said = f"a picture of {video.at(stamp):.3f} s is shown after one of {video.at(int(latest)):.3f} s"
             raise video.error("bad_timestamps", f"{said}: the times say another order than the decoder; encode it anew")
         latest = max(latest, stamp)
         yield video.at(stamp), frames.popleft()
+    stamps = sorted(stamps)[skipped:]
     while frames:
-        yield video.at(heapq.heappop(stamps)), frames.popleft()
+        latest = stamps.pop(0) if stamps else latest + video.interval
+        yield video.at(int(latest)), frames.popleft()
 
 
 def _decoded(video: Video, damages: list[tuple[float, int]], found: Iterable[Packet[Any]]) -> Iterator[VideoFrame]:

@@ -39,6 +39,7 @@ _ASIDE = ("thumbnail", "preview", "cover")
 """Words in a stream's title or handler that say that it is not the film."""
 _PICTURE_CODECS = ("png", "bmp", "gif", "tiff", "webp", "jpeg2000", "mjpeg")
 """Beside a film, a stream in one of these with a fifth of its pictures a second is made of thumbnails."""
+_INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
 _REPLACED = "the object is not the one that was indexed; index again"
 
 
@@ -79,11 +80,21 @@ class Video:
     by_dts: bool = False
     """The container holds times of decoding alone, and the codec reorders pictures: they are dealt out to the pictures
     in the order in which the decoder shows them."""
+    delay: int = 0
+    """With `by_dts`: packets that the decoder has taken in before the one with which it shows its first picture."""
+    head: int | None = None
+    """Decoding time of the file's first packet."""
 
     @property
     def near(self) -> float:
         """Seconds by which two times may differ and still be the same: containers round to their tick, often 1 ms."""
         return min(self.tick / 2, 0.001) + 1e-6
+
+    @property
+    def interval(self) -> int:
+        """Ticks from a frame to the next, by the rate that the container tells."""
+        rate = _rate(self.stream) * float(self.stream.time_base or 1)
+        return max(1, round(1 / rate)) if rate else 1
 
     def at(self, stamp: int) -> float:
         return (stamp - self.zero) * self.tick
@@ -111,12 +122,15 @@ class Video:
     def packets(self) -> Iterator[Packet[VideoStream]]:
         """Packets of the video stream from where the container stands to where it ends or breaks off. Raises
         VideoError: bad_timestamps where times start again, as in streams that were put one after the other."""
-        latest = -math.inf
+        latest, before = -math.inf, None
         try:
             for packet in self.container.demux(self.stream):
                 self.check_time()
                 if not packet.size:
                     continue  # the flush packet; in AVI and Ogg also "the picture before stays"
+                if self.by_dts and packet.dts is None and before is not None:
+                    packet.dts = before + self.interval
+                before = packet.dts
                 stamp = self.stamp(packet)
                 if stamp is not None and not packet.is_discard and not self.lost(packet):
                     # All that is decoded before a key frame is shown before it.
@@ -152,7 +166,17 @@ class Video:
         for stamp in (min(0, first) - round(60 / self.tick), first, 0):  # some formats want it exact, some early
             with contextlib.suppress(av.error.FFmpegError):
                 self.container.seek(stamp, stream=self.stream)
+                if not self._at_start():
+                    continue
+                self.container.seek(stamp, stream=self.stream)
                 return
+
+    def _at_start(self) -> bool:
+        """Whether the first packet comes next; ASF goes elsewhere when it is asked for a time before it."""
+        if self.head is None or self.container.format.name in _INDEXED:
+            return True
+        found = next((packet for packet in self.container.demux(self.stream) if packet.size), None)
+        return found is not None and found.dts is not None and found.dts <= self.head
 
     def set_up_decoder(self, explode: bool, loop_filter: Literal["exact", "skip"] = "exact") -> None:
         """One thread; `explode`: a damaged slice is an error, not a guess; with `loop_filter` "skip" the codecs of
@@ -237,8 +261,10 @@ def open_video(ref: VideoRef, limits: VideoLimits, deadline: float) -> Iterator[
             video = replace(video, by_dts=_decoding_times_alone(video))
             if video.by_dts and (ref.begin_s is not None or ref.end_s is not None):
                 raise video.error("bad_timestamps", "an episode of a file that holds no times of display; remux it")
-            first = _first_stamp(video)
-            video = replace(video, first=first, zero=first, version=version)
+            first, earliest = _first_stamps(video)
+            video = replace(video, first=first, zero=first, head=earliest, version=version)
+            if video.by_dts:
+                video = _dealt(video)
             yield video if ref.begin_s is None and ref.end_s is None else _episode(video)
         except storage.ReplacedError:
             raise VideoError("replaced", where, _REPLACED) from None
@@ -314,15 +340,38 @@ def _decoding_times_alone(video: Video) -> bool:
     return (form in ("avi", "asf") or compatible) and (context.has_b_frames or context.name != "mpeg4")
 
 
-def _first_stamp(video: Video) -> int:
-    """Time stamp of the first frame that is shown, from the first few packets of a video just opened.
+def _dealt(video: Video) -> Video:
+    """The video, and what its decoder's delay is: encoders subtract it from the times of display. FFmpeg shows each
+    picture at the time of the packet with which it comes out, which is the same."""
+    context = video.stream.codec_context
+    decoder: Any = av.CodecContext.create(context.name, "r")
+    decoder.extradata, decoder.width, decoder.height = context.extradata, context.width, context.height
+    decoder.thread_type, decoder.thread_count = "NONE", 1  # threads delay too
+    decoder.options = {"max_pixels": str(video.limits.max_pixels)}
+    video.rewind(None)
+    stamps: list[int] = []
+    for packet in itertools.islice(video.packets(), 64):
+        if packet.dts is None:
+            raise video.error("bad_timestamps", "packets have no times")
+        stamps.append(packet.dts)
+        with contextlib.suppress(av.error.FFmpegError, ValueError):
+            if not video.lost(packet) and decoder.decode(packet):
+                return replace(video, delay=len(stamps) - 1, first=stamps[-1], zero=stamps[-1])
+    return video
+
+
+def _first_stamps(video: Video) -> tuple[int, int | None]:
+    """Time stamps of the first frame that is shown (of display), and of the first packet (of decoding), from the first
+    few packets of a video just opened.
 
     Frames before the first key frame, or before the start of an edit list, are never shown.
     """
     first: int | None = None
     key: int | None = None
+    head: int | None = None
     count = 0
     for packet in video.packets():
+        head = packet.dts if count == 0 else head
         if video.lost(packet):
             continue
         count += 1
@@ -341,7 +390,7 @@ def _first_stamp(video: Video) -> int:
         raise video.error("truncated", "no frame can be read")
     if first is None:
         raise video.error(*(("corrupt", "no key frame") if key is None else ("bad_timestamps", "no frame is shown")))
-    return first
+    return first, head
 
 
 def _episode(video: Video) -> Video:

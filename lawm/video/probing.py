@@ -78,7 +78,7 @@ def _fill(row: dict[str, Any], video: Video) -> None:
     row["duration_s"] = last + 1 / row["rate"]
     if row["variable_rate"]:
         row["largest_gap_s"] = float(np.max(gaps))
-    ends = (keys_K[0], keys_K[-1]) if len(keys_K) else (0.0,)  # an episode may begin and end between two key frames
+    ends = (times_N[0], *keys_K[-1:])  # what is shown may begin and end between two key frames
     cut = Cutter(stream, video.limits, video.error, ClipSpec())
     for at in sorted({float(end) for end in ends}):
         # Cut as for a clip: what no clip can be made of is refused here.
@@ -130,9 +130,9 @@ def _times_from_packets(video: Video) -> _Times:
         if stamp is None:
             doubt = True
             continue
-        if packet.is_keyframe and (whole or video.shows(packet)):
-            keys.append(stamp)
         if video.shows(packet):
+            if packet.is_keyframe:
+                keys.append(stamp)
             stamps.append(stamp)
             _check_length(video, video.at(stamp))
             doubt |= context.name == "mpeg4" and packet.size <= _NO_VOP
