@@ -191,9 +191,21 @@ def output_width() -> int | None:
     return None if sys.stdout.isatty() else int(said) if said.isdecimal() and int(said) > 0 else 120
 
 
+def shown(text: str) -> str:
+    """Text for a terminal, on one line: what would move the cursor, colour or turn it is spelt out (`\\x1b`)."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def say(text: str) -> None:
+    """A line on stdout as it is, never wrapped: names can be copied from it."""
+    print(shown(text), flush=True)
+
+
 def _say(line: str) -> None:
     """One line in red on stderr (plain where that is no terminal); never wrapped, so that it can be searched for."""
-    Console(stderr=True, soft_wrap=True).print(f"lawm: {line}", style="bold red", markup=False, highlight=False)
+    Console(stderr=True, soft_wrap=True).print(
+        shown(f"lawm: {line}"), style="bold red", markup=False, emoji=False, highlight=False
+    )
 
 
 # ---------------------------------------------------------------- the list of jobs

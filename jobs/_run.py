@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jobs._cli import describe, resolve_config
+from jobs._cli import describe, resolve_config, say
 from lawm import storage
 from lawm.config import Config, LawmError, differing_fields, override, parse_config
 from lawm.recipes import recipe
@@ -252,7 +252,7 @@ def run_training(
             where = storage.join(out, "index.parquet")
             check_places(videos, where)
             report = index_for_run(videos, out, config, build_index, runs)
-            print(f"{report.usable} of {report.videos} videos can be used. Index: {where}")
+            say(f"{report.usable} of {report.videos} videos can be used. Index: {where}")
             config = override(config, "data.index", where)
             members = [override(member, "data.index", where) for member in members]
         for line in [*data_lines(config, kind), *standing(members or [config], kind, runs)]:
@@ -263,7 +263,7 @@ def run_training(
             job = Fit(kind.replace("_", " "), config, kind, out, parent)
             checkpoints = [train_plainly(job) if args.plain else train_on_ray(job)[0]]
         for checkpoint in checkpoints:
-            print(f"checkpoint: {checkpoint}")
+            say(f"checkpoint: {checkpoint}")
             warning = collapse_warning(read_about(checkpoint)["metrics"])
             if warning:
                 Console(stderr=True, soft_wrap=True).print(f"warning: {warning}", style="bold yellow", highlight=False)
@@ -272,7 +272,7 @@ def run_training(
         bad = quarantined(runs[0])
         if bad:
             listed = storage.join(runs[0], "quarantine.jsonl")
-            print(f"{len(bad)} clips were refused, listed in {listed}; the last: {bad[-1]}")
+            say(f"{len(bad)} clips were refused, listed in {listed}; the last: {bad[-1]}")
         print(f"next: {next_step(kind, checkpoints[0], parent)}")
     return 0
 

@@ -4,14 +4,13 @@ Writes index.parquet, and labels.parquet (actions) or classes.parquet, into --ou
 single pictures are put, byte for byte, into tar shards of Motion JPEG there. docs/datasets.md says how to get each.
 """
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, get_args
 
-from rich.console import Console
-
-from jobs._cli import base_parser, describe, resolve_config, run_job
+from jobs._cli import base_parser, describe, resolve_config, run_job, say
 from jobs._run import counted
-from jobs.index import reasons_table
+from jobs.index import say_reasons
 from lawm import storage
 from lawm.config import LawmError
 from lawm.data import KINDS, LAYOUTS, ActionKind, ReadSpec, layout
@@ -78,8 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _print(report: "DatasetReport") -> None:
-    console = Console()
-    console.print(reasons_table(report.usable, report.reasons, report.examples, f"{report.hours:.2f} hours"))
+    say_reasons(report.usable, report.reasons, report.examples, f"{report.hours:.2f} hours")
     spec, said = report.spec, []
     if spec.cameras:
         said.append(f"cameras {', '.join(spec.cameras)}")
@@ -87,11 +85,13 @@ def _print(report: "DatasetReport") -> None:
         made = f" of {' + '.join(spec.state)}" if spec.state and spec.actions not in ("sum", "first") else ""
         said.append(f"actions {spec.actions}{made or (f' of {spec.action}' if spec.action else '')}")
     if said:
-        console.print("; ".join(said), soft_wrap=True, highlight=False)
-    beside = f" --labels {report.labels}" if report.labels else ""
-    console.print(f"lawm train --index {report.index}{beside} ...", soft_wrap=True, highlight=False)
+        say("; ".join(said))
+    for note in report.notes:
+        say(note)
     if report.classes:
-        console.print(f"What each clip shows: {report.classes}", soft_wrap=True, highlight=False)
+        say(f"What each clip shows: {report.classes}")
+    beside = ["--labels", report.labels] if report.labels else []
+    say(shlex.join(["lawm", "train", "--index", report.index, *beside, "--out", "runs/mine"]))
 
 
 if __name__ == "__main__":

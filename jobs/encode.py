@@ -6,7 +6,7 @@ lawm train --cache cache
 
 import sys
 
-from jobs._cli import base_parser, describe, resolve_config, run_job
+from jobs._cli import base_parser, describe, resolve_config, run_job, say
 from jobs._run import add_data_arguments, counted, with_data
 from lawm import storage
 from lawm.config import LawmError
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     kept = f", {report.kept_parts} parts by an earlier run" if report.kept_parts else ""
     print(f"states of {report.frames} frames of {report.videos} videos in {storage.absolute(args.out)}{kept}")
     for key, reason in list(report.refused.items())[:10]:
-        print(f"refused: {key}: {reason}")
+        say(f"refused: {key}: {reason}")
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from jobs._cli import base_parser, describe, resolve_config, run_job
+from jobs._cli import base_parser, describe, resolve_config, run_job, say
 from jobs._run import counted as progress_line
 from lawm import storage
 from lawm.config import ClipSpec, LawmError, override
@@ -60,10 +60,10 @@ def main(argv: list[str] | None = None) -> int:
         clips = len(ClipReader(config, "all").plan) if len(index.usable()) else 0
         describe(config, [], clips, videos=len(index), out=storage.absolute(args.out))
         return 0
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     found = inspection.totals(index)
     said = "{videos:,} videos, {usable:,} usable: {hours:,.2f} hours, {gib:,.2f} GiB, {frames:,} frames".format(**found)
-    console.print(said)
+    say(said)
     tables = [Table("What there is", ["", "videos"], [list(row) for row in inspection.counted(index)])]
     sections: list[Section] = [Text("", said)]
     timing = inspection.timing(index)
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     for table in tables:
         print_table(table, console)
         sections.append(table)
-    console.print(timed)
+    say(timed)
     sections.append(Text("Time", timed, warning=timing.wrong_rate > 0))
     if timing.examples:
         rows: list[list[Cell]] = [list(row) for row in timing.examples]
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
             groups = inspection.duplicates(index, progress=show)
         spare = sum(len(group) - 1 for group in groups)
         text = f"{spare:,} videos are copies of another one, in {len(groups):,} groups."
-        console.print(text)
+        say(text)
         sections.append(Text("Duplicates", text))
         if groups:
             copies: list[list[Cell]] = [[len(g), g[0].size, ", ".join(ref.key for ref in g[:4])] for g in groups[:50]]
@@ -102,12 +102,12 @@ def main(argv: list[str] | None = None) -> int:
             sheet = contact_sheet(good, config.data.clip)
             png = args.out.removesuffix(".html") + ".png"
             storage.write_bytes(png, grid_png(sheet, len(sheet.rows)))
-            console.print(f"contact sheet: {png}")
+            say(f"contact sheet: {png}")
             sections.append(sheet)
         if refused:
             sections.append(Text("Clips that could not be decoded", "\n\n".join(c.message for c in refused)))
     write_report(args.out, "Index", [*sections, *facts(config, index=args.index)], args.index)
-    console.print(f"report: {args.out}")
+    say(f"report: {args.out}")
     return 0
 
 

@@ -60,6 +60,8 @@ class DatasetReport:
     reasons: dict[str, int]
     examples: dict[str, str]
     spec: ReadSpec
+    notes: tuple[str, ...] = ()
+    """What the tables had wrong and was put right, a line each."""
 
 
 def read_dataset(
@@ -91,7 +93,16 @@ def read_dataset(
     usable = index.usable()
     hours = float(usable.column("duration_s").sum()) / 3600
     return DatasetReport(
-        uri, labels, classes, len(index), len(usable), hours, index.reasons(), _examples(index), chosen
+        uri,
+        labels,
+        classes,
+        len(index),
+        len(usable),
+        hours,
+        index.reasons(),
+        _examples(index),
+        chosen,
+        _notes(recordings),
     )
 
 
@@ -112,6 +123,17 @@ def _recordings(
     if all(r.reason is not None for r in recordings):
         raise LawmError(f"{source}: none of {len(recordings)} videos can be used; the first: {recordings[0].reason}")
     return recordings
+
+
+def _notes(recordings: list[Recording]) -> tuple[str, ...]:
+    """What was put right, one line for all of it, with the first that it was."""
+    noted = [r for r in recordings if r.note is not None and r.reason is None]
+    if not noted:
+        return ()
+    return (
+        f"{len(noted)} videos begin elsewhere than the tables say: put right by the lengths of those before them, "
+        f"such as {noted[0].ref.key} by {noted[0].note}",
+    )
 
 
 def _examples(index: Index) -> dict[str, str]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import queue
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -28,7 +29,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from lawm import storage
 from lawm.cluster.session import DECODE, Need, decode_slots, label_selector
 from lawm.config import ClusterConfig, Config, LawmError, VideoLimits
-from lawm.data import INDEX_SCHEMA, VIDEO_SUFFIXES, expand, list_files, rows_to_table, unique_keys, write_index
+from lawm.data import INDEX_SCHEMA, VIDEO_SUFFIXES, expand, grouped, list_files, rows_to_table, unique_keys, write_index
 from lawm.video import VideoRef, empty_row
 
 Probe = Callable[[VideoRef, VideoLimits], dict[str, Any]]
@@ -86,18 +87,19 @@ def build_index(
     refs: Iterable[VideoRef] | None = None,
     console: Console | None = None,
     probe: Probe | None = None,
+    group: re.Pattern[str] | None = None,
 ) -> IndexReport:
     """Lists and probes every video in `sources`; writes the index to `uri` (Parquet, INDEX_SCHEMA) in listing order.
 
     Inside `session.start`. Raises LawmError when a source does not exist or none of its videos can be used; then no
     index is written. `refs`: these videos, with their keys, instead of what the sources hold. `probe` stands in for
-    lawm.video.probe.
+    lawm.video.probe. `group`: see `lawm.data.grouped`.
     """
     started = time.monotonic()
     if refs is None:
         check_places(sources, uri)
     parts = _Parts(storage.absolute(uri), config.data.limits)
-    listing = _Listing(sources, config.cluster, refs)
+    listing = _Listing(sources, config.cluster, refs, group)
     listing.start()
     work = _Work(parts, config, probe or _probe_video)
     try:
@@ -134,12 +136,18 @@ def build_index(
 class _Listing(threading.Thread):
     """Lists the sources in a thread of its own, a bounded way ahead; tars are read on Ray, their order is kept."""
 
-    def __init__(self, sources: Sequence[str], cluster: ClusterConfig, given: Iterable[VideoRef] | None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[str],
+        cluster: ClusterConfig,
+        given: Iterable[VideoRef] | None,
+        group: re.Pattern[str] | None,
+    ) -> None:
         super().__init__(name="lawm-listing", daemon=True)
         self.videos = 0
         self.complete = False
         self._sources = list(sources)
-        self._given = given
+        self._given, self._group = given, group
         self._expand = ray.remote(_expand_tar).options(
             num_cpus=cluster.decode_cpus, label_selector=label_selector(cluster, DECODE)
         )
@@ -148,7 +156,8 @@ class _Listing(threading.Thread):
 
     def run(self) -> None:
         try:
-            for chunk in _chunked(unique_keys(self._refs()) if self._given is None else self._given):
+            refs = unique_keys(self._refs()) if self._given is None else iter(self._given)
+            for chunk in _chunked(refs if self._group is None else grouped(refs, self._group)):
                 self.videos += len(chunk)
                 if not self._put(chunk):
                     return

@@ -46,6 +46,8 @@ from lawm.data.labels import write_labels as write_labels
 from lawm.data.listing import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 from lawm.data.listing import add_member as add_member
 from lawm.data.listing import expand as expand
+from lawm.data.listing import group_pattern as group_pattern
+from lawm.data.listing import grouped as grouped
 from lawm.data.listing import list_files as list_files
 from lawm.data.listing import list_videos as list_videos
 from lawm.data.listing import unique_keys as unique_keys

@@ -2,12 +2,14 @@
 
 import hashlib
 import io
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from lawm import storage
+from lawm.config import LawmError
 from lawm.video import TAR_SUFFIXES, VideoRef
 
 VIDEO_SUFFIXES = (
@@ -108,6 +110,23 @@ def unique_keys(refs: Iterable[VideoRef]) -> Iterator[VideoRef]:
             ref = replace(ref, key=f"{ref.key}#{used[plain]}")
             used[short(ref.key)] = 1
         yield ref
+
+
+def group_pattern(text: str) -> re.Pattern[str]:
+    """Raises LawmError where it is no regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise LawmError(f"--group {text}: not a regular expression ({error})") from None
+
+
+def grouped(refs: Iterable[VideoRef], pattern: re.Pattern[str]) -> Iterator[VideoRef]:
+    """The refs in order, each with the group that its key names: the pattern's first (...), or all that it matches;
+    a key that it does not match, or of which it takes nothing, stands alone."""
+    for ref in refs:
+        match = pattern.search(ref.key)
+        found = (match[1] if pattern.groups else match[0]) if match else None
+        yield replace(ref, group=found or None)
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
