@@ -8,12 +8,11 @@
 The last line is a JSON object with the mean of each figure over seeds, its spread, and whether its gate holds.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from benchmarks._common import finish, parser
-from jobs._run import Fit, train_on_ray
+from jobs._run import Fit, read_results, train_on_ray
 from jobs.demo import GATES, PUSHT, Demo, measure, prepare_data
 from lawm.config import Config, LawmError, override
 from lawm.evaluation import Result
@@ -96,8 +95,7 @@ def train_afresh(seeds: int, out: Path, episodes: int, also: bool) -> dict[str, 
         for name, demo in zip(variants, demos, strict=True):
             if demo in todo:
                 measure(demo)
-            rows = json.loads((demo.out / "results.json").read_text())
-            found[name].append([Result(**r) for r in rows])
+            found[name].append(read_results(str(demo.out / "results.json")).results)
     return found
 
 
@@ -112,7 +110,7 @@ def shared_data(base: Config, out: Path, episodes: int) -> Path:
 def sweep(out: Path, episodes: int) -> dict[str, Any]:
     """The strength of each other bottleneck with the least one-step error among those whose cycle ratio
     holds its gate (where none does: the best cycle ratio). One seed, none of those in the table."""
-    from lawm.cluster.evaluate import evaluate
+    from lawm.cluster.evaluate import Company, evaluate
 
     base = recipe("demo")
     data = shared_data(base, out, episodes)
@@ -127,7 +125,7 @@ def sweep(out: Path, episodes: int) -> dict[str, Any]:
     for name, rows in tried.items():
         measured = []
         for strength, demo in rows:
-            results = evaluate(demo.on(PUSHT), demo.path("model"), dataset="PushT, held out")
+            results = evaluate(demo.on(PUSHT), Company(demo.path("model")), dataset="PushT").results
             by_name = {r.name: round(r.value, 4) for r in results}
             figures = {
                 k: by_name.get(k) for k in ("error_vs_copy", "shuffled_vs_error", "probe_r2_linear", "cycle_ratio")
@@ -186,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         where = (args.out or Path("runs/demo")) / "results.json"
         if not where.exists():
             raise LawmError(f"{where}: no results of a demo; run `make demo`, or give --seeds N")
-        found = {"demo": [[Result(**r) for r in json.loads(where.read_text())]]}
+        found = {"demo": [read_results(str(where)).results]}
     every, others = True, {}
     first: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for i, (name, results) in enumerate(found.items()):

@@ -16,7 +16,7 @@ import torch
 from benchmarks._common import finish, parser
 from lawm.config import Config, FineTuneConfig, LawmError, TrainConfig, VideoLimits
 from lawm.data import ClipReader, Cursor, first_clips, list_videos, rows_to_table, write_index
-from lawm.evaluation import Probed, collect, r_squared, ridge
+from lawm.evaluation import Clips, Probed, Subject, collect, r_squared, ridge
 from lawm.recipes import recipe
 from lawm.simulation import simulate_pusht
 from lawm.training import (
@@ -64,9 +64,7 @@ def as_way(config: Config, way: dict[str, Any], args: Any, steps: int, stop: boo
 
 @torch.no_grad()
 def probed(model: LatentActionObjective, batches: list[ClipBatch]) -> Probed:
-    found = [collect(model, batch) for batch in batches]
-    z, actions = (torch.cat([torch.from_numpy(getattr(f, n)) for f in found]).numpy() for n in ("z", "actions"))
-    return Probed(z, actions)
+    return Probed.join([collect(Subject(model), Clips(model, b, [clip.key for clip in b.clips])) for b in batches])
 
 
 def run(config: Config, reader: ClipReader, held_out: list[ClipBatch], fit: list[ClipBatch]) -> dict[str, Any]:

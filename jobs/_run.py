@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,6 +17,9 @@ from jobs._cli import describe, resolve_config, say
 from lawm import storage
 from lawm.config import Config, LawmError, differing_fields, override, parse_config
 from lawm.recipes import recipe
+
+if TYPE_CHECKING:
+    from lawm.evaluation import Measured
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -458,20 +461,23 @@ def quarantined(out: str) -> list[str]:
     return rows
 
 
-def read_results(where: str) -> list[Any]:
-    """Results that `lawm evaluate` or `lawm plan` wrote. Raises LawmError for anything else."""
+def read_results(where: str) -> "Measured":
+    """What `lawm evaluate` or `lawm plan` wrote. Raises LawmError for anything else."""
     import json
 
-    from lawm.evaluation import Result
+    from lawm.evaluation import from_json
 
     try:
-        return [Result(**row) for row in json.loads(storage.read_bytes(where))]
-    except (ValueError, TypeError) as error:
+        data = json.loads(storage.read_bytes(where))
+    except ValueError as error:
         raise LawmError(f"{where}: not a results file ({error})") from error
+    return from_json(data, where)
 
 
-def write_results(where: str, results: Sequence[Any]) -> None:
-    """Results as JSON, one object each."""
+def write_results(where: str, measured: "Measured") -> None:
+    """Results as JSON."""
     import json
 
-    storage.write_bytes(where, json.dumps([vars(r) for r in results], indent=1).encode())
+    from lawm.evaluation import to_json
+
+    storage.write_bytes(where, json.dumps(to_json(measured), indent=1).encode())

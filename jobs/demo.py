@@ -20,10 +20,20 @@ from rich.console import Console
 
 from jobs._cli import base_parser, describe, resolve_config, run_job
 from jobs._run import Fit, counted, train_on_ray, write_results
-from jobs.report import facts, grid_png, loss_curves, picture_section, refused_section
+from jobs.report import facts, loss_curves, picture_section, refused_section
 from lawm.config import Config, LawmError, override
-from lawm.evaluation import Result
-from lawm.report import Headline, Headlines, Section, Text, print_headlines, results_table, write_report
+from lawm.evaluation import Measured, Result
+from lawm.report import (
+    Headline,
+    Headlines,
+    Pictures,
+    Section,
+    Text,
+    grid_png,
+    print_headlines,
+    results_sections,
+    write_report,
+)
 
 GATES = [
     # (key of the figure, name of the result, at most, at least)
@@ -117,20 +127,19 @@ def train_all(demo: Demo) -> None:
         )
 
 
-def measure(demo: Demo) -> list[Result]:
+def measure(demo: Demo) -> Measured:
     """Evaluations on held-out PushT, planning, and what can be said of the natural videos."""
-    from lawm.cluster.evaluate import evaluate
+    from lawm.cluster.evaluate import Company, evaluate
     from lawm.cluster.plan import plan_episodes
     from lawm.planning import summarize_episodes
     from lawm.training import read_about
 
     model, twin, controller = (demo.path(n) for n in ("model", "deterministic", "controller"))
     with demo.step("evaluate"):
-        results = evaluate(demo.on(PUSHT), model, deterministic=twin, controller=controller, dataset="PushT, held out")
+        measured = evaluate(demo.on(PUSHT), Company(model, twin, controller=controller), dataset="PushT")
+        dataset = measured.results[0].dataset
         natural = override(demo.on("[!p]*", labels=None), "evaluate.split", "all")
-        results += evaluate(
-            natural, model, ("capacity", "leakage", "cycle"), deterministic=twin, dataset="natural, seen"
-        )
+        measured += evaluate(natural, Company(model, twin), ("capacity", "leakage", "cycle"), dataset="natural")
     with demo.step("plan"), counted("plan") as show:
         config = demo.on(PUSHT)
         rows = plan_episodes(
@@ -138,9 +147,9 @@ def measure(demo: Demo) -> list[Result]:
         )
         e = config.evaluate
         step = read_about(model)["step"]
-        results += summarize_episodes(rows, "PushT, held out", step, e.bootstrap, e.seed)
-    write_results(demo.path("results.json"), results)
-    return results
+        measured += Measured(summarize_episodes(rows, dataset, step, e.bootstrap, e.seed))
+    write_results(demo.path("results.json"), measured)
+    return measured
 
 
 def headlines(results: list[Result]) -> Headlines:
@@ -150,10 +159,10 @@ def headlines(results: list[Result]) -> Headlines:
         found = next((r for r in results if r.name == name and r.dataset.startswith("PushT")), None)
         if found is not None:
             items.append(Headline(key, found.value, found.low, found.high, found.n, found.unit, at_most, at_least))
-    return Headlines("Headline figures (held-out PushT, one seed, 95 % intervals over clips or episodes)", items)
+    return Headlines("Headline figures (held-out PushT, one seed, 95 % intervals over videos)", items)
 
 
-def report(demo: Demo, results: list[Result]) -> str:
+def report(demo: Demo, measured: Measured) -> str:
     """Writes report.html; returns its path."""
     model, decoder, controller = (demo.path(n) for n in ("model", "decoder", "controller"))
     intro = (
@@ -161,12 +170,10 @@ def report(demo: Demo, results: list[Result]) -> str:
         "action from two consecutive states of a frozen image encoder, and a world model predicts the next state from "
         "the past and that action. The controller then learns, from labelled clips, which latent a real action is, and "
         "CEM plans real actions through it.\n\n"
-        "Rows marked as controls say what a figure would be without the thing that it claims to measure. Leakage near "
-        "1 would mean that the latent copies the next frame; the code that does copy it is the control beside it."
+        "Rows marked as controls say what a figure would be without the thing that it claims to measure."
     )
-    sections: list[Section] = [Text("What this is", intro), headlines(results)]
-    for dataset in dict.fromkeys(r.dataset for r in results):
-        sections.append(results_table(dataset, [r for r in results if r.dataset == dataset]))
+    sections: list[Section] = [Text("What this is", intro), headlines(measured.results)]
+    sections += results_sections("Results", measured)
     sections += loss_curves({name: demo.path(name) for name in ("model", "deterministic", "controller", "decoder")})
     for keys, control, split, title in (
         (PUSHT, controller, "val", "PushT, held out: predicted and true frames"),
@@ -177,8 +184,8 @@ def report(demo: Demo, results: list[Result]) -> str:
             "Every rollout starts from the first frame's state alone; the decoder is small and sets the ceiling shown."
         )
         found = picture_section(config, model, decoder, control, split, 3 if control else 2, title, caption)
-        sections += [found] if found else []
-        if found and control:
+        sections.append(found)
+        if isinstance(found, Pictures) and control:
             Path(demo.path("pictures.png")).write_bytes(grid_png(found, 5))
     sections += refused_section([demo.path(n) for n in ("model", "controller", "decoder")])
     sections += facts(demo.config, **{f"seconds, {k}": round(v, 1) for k, v in demo.seconds.items()})
@@ -225,11 +232,11 @@ def main(argv: list[str] | None = None) -> int:
     with start(config.cluster) as session:
         prepare_data(demo)
         train_all(demo)
-        results = measure(demo)
+        measured = measure(demo)
         print(session.memory_report())
     with demo.step("report"):
-        where = report(demo, results)
-    print_headlines(headlines(results))
+        where = report(demo, measured)
+    print_headlines(headlines(measured.results))
     print(f"{time.monotonic() - began:.0f} s in all. Report: {where}")
     return 0
 

@@ -1,6 +1,6 @@
 """Measure a checkpoint: capacity, leakage, cycle consistency, controller and probes, with intervals and controls.
 
-lawm evaluate --checkpoint runs/mine --deterministic runs/mine-deterministic --out runs/mine/evaluation.json
+lawm evaluate --checkpoint runs/mine --deterministic runs/mine-deterministic
 """
 
 import sys
@@ -9,7 +9,15 @@ from jobs._cli import base_parser, describe, run_job
 from jobs._run import add_data_arguments, checkpoint_config, write_results
 from lawm import storage
 
-NAMES = ("capacity", "leakage", "cycle", "control")
+NAMES = ("capacity", "leakage", "cycle", "control", "probes")
+
+
+def beside(checkpoint: str) -> str:
+    """Where results of a checkpoint go: in the run's folder."""
+    if storage.exists(storage.join(checkpoint, "checkpoint.json")):
+        run, _, name = checkpoint.rstrip("/").rpartition("/")
+        return storage.join(run, f"evaluation_{name}.json")
+    return storage.join(checkpoint, "evaluation.json")
 
 
 @run_job
@@ -27,42 +35,38 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--which", nargs="+", choices=NAMES, default=list(NAMES), help="evaluations (default: all that the data allow)"
     )
-    parser.add_argument("--dataset", default="held-out", metavar="NAME", help="what the results call the data")
-    parser.add_argument("--out", metavar="FILE.json", help="where the results go (default: on the terminal only)")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="a name for the data; what they are to the training is added to it"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE.json", help="where the results go (default: evaluation.json beside the checkpoint)"
+    )
     args = parser.parse_args(argv)
     config = checkpoint_config(args)
 
-    from lawm.cluster.evaluate import check_asked, evaluate, needs
+    from lawm.cluster.evaluate import Company, check_asked, evaluate, needs
     from lawm.cluster.session import start
-    from lawm.data import ClipReader
-    from lawm.report import print_table, results_table
+    from lawm.report import print_sections, results_sections
     from lawm.training import read_about
 
+    given = (args.checkpoint, args.deterministic, args.unconstrained, args.controller)
+    model, deterministic, unconstrained, controller = (storage.absolute(uri) if uri else None for uri in given)
+    assert model is not None
+    out = storage.absolute(args.out) if args.out else beside(model)
+    company = Company(model, deterministic, unconstrained, controller)
     if args.dry_run:
-        for uri in (args.deterministic, args.unconstrained, args.controller):
-            if uri:
-                read_about(uri)
-        reader = ClipReader(config, config.evaluate.split)
-        baselines = [uri for uri in (args.deterministic, args.unconstrained) if uri]
-        check_asked(config, args.checkpoint, args.which, baselines, args.controller, reader)
-        describe(config, needs(config), min(config.evaluate.clips, len(reader.plan)), evaluations=args.which)
+        for uri in company.all:
+            read_about(uri)
+        work = check_asked(config, company, args.which)
+        clips = sum(len(unit.positions) for unit in work.units if "capacity" in unit.which) or None
+        describe(config, needs(config), clips, evaluations=args.which, out=out)
         return 0
-    given = (args.deterministic, args.unconstrained, args.controller)
-    deterministic, unconstrained, controller = (storage.absolute(uri) if uri else None for uri in given)
+    storage.check_folder(out.rpartition("/")[0] or "/")
     with start(config.cluster, needs=needs(config)):
-        results = evaluate(
-            config,
-            storage.absolute(args.checkpoint),
-            args.which,
-            deterministic,
-            unconstrained,
-            controller,
-            args.dataset,
-        )
-    print_table(results_table(f"{args.checkpoint} on {args.dataset}", results))
-    if args.out:
-        write_results(args.out, results)
-        print(f"results: {storage.absolute(args.out)}")
+        measured = evaluate(config, company, args.which, args.dataset)
+    write_results(out, measured)
+    print_sections(results_sections(args.checkpoint, measured))
+    print(f"results: {out}")
     return 0
 
 

@@ -50,9 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.clips < 0:
         raise LawmError(f"--clips {args.clips}: expected 0 or more")
 
-    from jobs.report import facts, grid_png
+    from jobs.report import facts
     from lawm.data import ClipReader, inspection, read_index
-    from lawm.report import Cell, Curves, Section, Series, Table, Text, print_table, write_report
+    from lawm.report import Cell, Curves, Section, Series, Table, Text, grid_png, print_table, write_report
 
     config = override(resolve_config(args), "data.index", storage.absolute(args.index))
     index = read_index(args.index)

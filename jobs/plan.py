@@ -25,14 +25,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--unit", metavar="UNIT", help="unit of translations, where the labels do not say it (as in: m)"
     )
-    parser.add_argument("--dataset", default="held-out", metavar="NAME", help="what the results call the data")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="a name for the data; what they are to the training is added to it"
+    )
     args = parser.parse_args(argv)
     config = checkpoint_config(args)
     if args.unit:
         config = override(config, "plan.unit", args.unit)
 
-    from lawm.cluster.plan import label_ranges, labelled_clips, needs, plan_episodes
+    from lawm.cluster.plan import dataset_name, label_ranges, labelled_clips, needs, plan_episodes
     from lawm.cluster.session import start
+    from lawm.evaluation import Measured
     from lawm.planning import remarks, summarize_episodes
     from lawm.report import print_table, results_table
     from lawm.training import read_about
@@ -49,8 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     with start(config.cluster, needs=needs(config)), counted("plan") as show:
         rows = plan_episodes(config, model, controller, out, lambda done, total: show(done, total, "episodes"))
     step, e = read_about(model)["step"], config.evaluate
-    results = summarize_episodes(rows, args.dataset, step, e.bootstrap, e.seed)
-    write_results(storage.join(out, "results.json"), results)
+    name = dataset_name(config, args.dataset, [model, controller])
+    results = summarize_episodes(rows, name, step, e.bootstrap, e.seed)
+    write_results(storage.join(out, "results.json"), Measured(results))
     print_table(results_table(f"planning with {args.checkpoint}", results))
     for said in remarks(rows, label_ranges(config), config.plan.percentiles):
         print(said)

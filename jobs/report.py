@@ -1,12 +1,16 @@
 """One self-contained report.html of a run: tables with intervals and controls, loss curves, pictures.
 
-lawm report --checkpoint runs/mine --results runs/mine/evaluation.json --decoder runs/mine-decoder --out report.html
+lawm report --checkpoint runs/mine --out report.html
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
+
+from rich.console import Console
 
 from jobs._cli import base_parser, describe, run_job
 from jobs._run import add_data_arguments, checkpoint_config, quarantined, read_results
@@ -21,7 +25,7 @@ from lawm.report import (
     Text,
     command_line,
     machine,
-    results_table,
+    results_sections,
     write_report,
 )
 
@@ -63,21 +67,28 @@ def picture_section(
     clips: int,
     title: str,
     caption: str,
-) -> Pictures | None:
-    """Rollouts of the split's first clips against the true frames. None if the split has fewer than two."""
-    from lawm.data import ClipReader, first_clips
+) -> Pictures | Text:
+    """Rollouts of the split's first clips against the true frames; or why there are no pictures, and the remedy."""
+    from lawm.data import ClipReader, EmptySplit, first_clips
     from lawm.evaluation import prediction_rows
     from lawm.training import collate, load_controller, load_decoder, load_model
 
+    if not config.data.index:
+        return Text(title, "No pictures: they are decoded from the videos. Give their index (--index URI).")
     model, parent = load_model(checkpoint, config=config)
     decoding = load_decoder(decoder, model, parent).decoder if decoder else None
-    control = load_controller(controller, model, parent) if controller else None
+    control = load_controller(controller, model, parent) if controller and config.data.labels else None
     if decoding is None and config.encoder.kind != "pixels":
-        return None
-    reader = ClipReader(config, split, labelled=control is not None, frames=True)  # type: ignore[arg-type]
-    if len(reader.plan) < 2:
-        return None
-    found = prediction_rows(model, decoding, collate(first_clips(reader, max(2, 2 * clips))), clips, control)
+        shown = shlex.quote(checkpoint)
+        train = f"lawm decoder --checkpoint {shown} --out {shlex.quote(checkpoint.rstrip('/') + '-decoder')}"
+        return Text(title, f"No pictures: states become pictures by a decoder of this model. Train one: {train}")
+    try:
+        reader = ClipReader(config, split, labelled=control is not None, frames=True)  # type: ignore[arg-type]
+    except EmptySplit as error:
+        return Text(title, f"No pictures: {error}")
+    samples = first_clips(reader, max(2, 2 * clips))
+    groups = [sample.group for sample in samples]
+    found = prediction_rows(model, decoding, collate(samples), groups, clips, control)
     return Pictures(
         title,
         [list(row.frames) for row in found],
@@ -87,27 +98,26 @@ def picture_section(
     )
 
 
-def grid_png(pictures: Pictures, rows: int, side: int = 96) -> bytes:
-    """The first rows of a picture section as one PNG with their labels, for a README or a talk."""
-    import io
+def child_of(run: str, kind: str) -> str | None:
+    """The run's decoder or controller, where it lies beside it under a usual name and belongs to its checkpoint."""
+    from lawm.training import read_about
 
-    from PIL import Image, ImageDraw
+    model = read_about(run)["fingerprint"]
+    place = run.rstrip("/").rpartition("/")[0]
+    for where in (f"{run.rstrip('/')}-{kind}", storage.join(run, kind), storage.join(place, kind)):
+        if not storage.exists(where):
+            continue
+        with suppress(LawmError):  # no finished checkpoint is there, or another's
+            about = read_about(where)
+            if about["kind"] == kind and (about["parent"] or {}).get("fingerprint") == model:
+                return where
+    return None
 
-    shown = pictures.rows[:rows]
-    left, top, columns = 210, 18 if pictures.column_labels else 0, max((len(row) for row in shown), default=0)
-    sheet = Image.new("RGB", (left + columns * (side + 4), top + len(shown) * (side + 4)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for x, label in enumerate(pictures.column_labels[:columns]):
-        draw.text((left + x * (side + 4), 3), label, fill="black")
-    for y, (row, label) in enumerate(zip(shown, pictures.row_labels, strict=False)):
-        draw.text((6, top + y * (side + 4) + side // 2 - 6), label, fill="black")
-        for x, image in enumerate(row):
-            if image is not None:
-                place = left + x * (side + 4), top + y * (side + 4)
-                sheet.paste(Image.fromarray(image).resize((side, side)), place)
-    out = io.BytesIO()
-    sheet.save(out, "PNG", optimize=True)
-    return out.getvalue()
+
+def results_of(run: str) -> list[str]:
+    """Results that lie in the run's folder: of `lawm evaluate`, and of `lawm plan --out RUN/plan`."""
+    usual = (storage.join(run, "evaluation.json"), storage.join(run, "plan", "results.json"))
+    return [where for where in usual if storage.exists(where)]
 
 
 def facts(config: Config, **more: Any) -> list[Section]:
@@ -139,11 +149,16 @@ def main(argv: list[str] | None = None) -> int:
     add_data_arguments(parser)
     parser.add_argument("--checkpoint", required=True, metavar="URI", help="the run folder of the latent action model")
     parser.add_argument(
-        "--results", nargs="*", default=[], metavar="FILE.json", help="results of `lawm evaluate` and `lawm plan`"
+        "--results",
+        nargs="*",
+        metavar="FILE.json",
+        help="results of `lawm evaluate` and `lawm plan` (default: those in the run's folder)",
     )
-    parser.add_argument("--decoder", metavar="URI", help="its decoder, for pictures")
+    parser.add_argument("--decoder", metavar="URI", help="its decoder, for pictures (default: RUN-decoder)")
     parser.add_argument(
-        "--controller", metavar="URI", help="its controller, for pictures of rollouts under true actions"
+        "--controller",
+        metavar="URI",
+        help="its controller, for pictures of rollouts under true actions (default: RUN-controller)",
     )
     parser.add_argument("--compare", nargs="*", default=[], metavar="RUN", help="further run folders for the curves")
     parser.add_argument("--clips", type=int, default=3, help="clips in the pictures (default: 3)")
@@ -151,28 +166,35 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     config = checkpoint_config(args)
     run = storage.absolute(args.checkpoint)
-    if args.dry_run:
-        describe(config, [], args.clips, out=storage.absolute(args.out))
-        return 0
     if args.clips < 1:
         raise LawmError(f"--clips {args.clips}: expected at least 1")
+    results = results_of(run) if args.results is None else args.results
+    decoder, controller = args.decoder or child_of(run, "decoder"), args.controller or child_of(run, "controller")
+    if args.dry_run:
+        found = {"results": results, "decoder": decoder, "controller": controller}
+        describe(config, [], args.clips, out=storage.absolute(args.out), **found)
+        return 0
     sections = collapse_section(run)
-    sections += [results_table(where, read_results(where)) for where in args.results]
+    for where in results:
+        sections += results_sections(where, read_results(where))
+    if not results:
+        command = f"lawm evaluate --checkpoint {shlex.quote(args.checkpoint)}"
+        sections.append(Text("Results", f"No results: none lie in {run}. Measure first: {command}"))
     sections += loss_curves({uri.rstrip("/").rsplit("/", 1)[-1]: storage.absolute(uri) for uri in [run, *args.compare]})
-    if config.data.index:
-        caption = "Held-out clips. Rollouts start from the first state alone."
-        pictures = picture_section(
-            config,
-            run,
-            args.decoder,
-            args.controller,
-            config.evaluate.split,
-            args.clips,
-            "Predicted and true frames",
-            caption,
-        )
-        sections += [pictures] if pictures else []
-    sections += refused_section([run]) + facts(config)
+    pictures = picture_section(
+        config,
+        run,
+        decoder,
+        controller,
+        config.evaluate.split,
+        args.clips,
+        "Predicted and true frames",
+        f"Clips of the {config.evaluate.split} split. Rollouts start from the first state alone.",
+    )
+    sections += [pictures, *refused_section([run]), *facts(config)]
+    lacks = [one.body for one in sections if isinstance(one, Text) and one.body.startswith("No ")]
+    for line in lacks:
+        Console(stderr=True, soft_wrap=True).print(line, style="yellow", markup=False, highlight=False)
     print(write_report(args.out, f"lawm: {args.checkpoint}", sections))
     return 0
 

@@ -23,7 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("space", metavar="SPACE.yaml", help="what is searched, and for what (see tune_spaces/)")
     add_data_arguments(parser)
     parser.add_argument("--out", default="runs/tune", metavar="URI", help="folder of the search (default: runs/tune)")
-    parser.add_argument("--dataset", default="held-out", metavar="NAME", help="what the results call the data")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="a name for the data; what they are to the training is added to it"
+    )
     args = parser.parse_args(argv)
 
     from lawm.cluster.search import check, needs, search, shown_table

@@ -397,7 +397,7 @@ class DecoderConfig(Frozen):
 
 class EvaluateConfig(Frozen):
     clips: int = Field(256, ge=2)
-    """Held-out clips (all that there are, if fewer)."""
+    """Clips that are measured (all that there are, if fewer)."""
     batch: int = Field(32, ge=2)
     split: Literal["val", "train", "all"] = "val"
     """Which videos: held out, trained on, or both."""
@@ -406,6 +406,8 @@ class EvaluateConfig(Frozen):
     """Resamples of the 95 % interval."""
     context: int = Field(1, ge=1)
     """States given before an unrolled prediction starts."""
+    cycle_seconds: float = Field(2.0, gt=0)
+    """How long cycles are rolled out (paper, table 2: 2 s); where clips are shorter, as far as they go, and said."""
 
 
 Amount = float | tuple[float, ...] | dict[str, float]

@@ -40,6 +40,7 @@ CLUSTER_ORDER = [
     "errors",
     "session",
     "filesystem",
+    "actors",
     "submit",
     "index",
     "prepare",

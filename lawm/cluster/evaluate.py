@@ -1,38 +1,52 @@
-"""Evaluations of a checkpoint, spread over Ray Data actors. Each actor reads its own clips.
+"""Evaluations of a checkpoint, spread over Ray actors. Each actor reads its own clips.
 
-A unit of work is a group of plan positions, so that the shuffled controls pair the same clips whatever
-the number of actors.
+A unit of work is a set of plan positions, put together so that each clip finds partners from other videos in it
+whatever the number of actors. What evaluations fit (probes, the code that copies) is fitted first, on clips of the
+videos of the other side of the split.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.data import ActorPoolStrategy
 
-from lawm.cluster.session import TRAIN, Need, label_selector
+from lawm.cluster.actors import Actors
+from lawm.cluster.session import TRAIN, Need
 from lawm.config import Config, LawmError, parse_config
-from lawm.data import ClipReader, Sample, Split
-from lawm.evaluation import PerClip, Result, capacity, control, cycle, interval, leakage, summarize
+from lawm.data import ClipReader, EmptySplit, Sample, Split
+from lawm.evaluation import (
+    SUITE,
+    Clips,
+    Evaluation,
+    Measured,
+    Missing,
+    Omission,
+    PerClip,
+    Subject,
+    data_name,
+    deal,
+    given,
+    summarize,
+)
 from lawm.model import check_state_a_frame, states_per_clip
 from lawm.training import (
-    ClipBatch,
     autocast,
     check_baseline,
     check_cache,
     check_free_of_the_past,
     collate,
-    load_checkpoint,
     load_controller,
     load_model,
     pick_device,
     read_about,
 )
 
-EVALUATIONS = ("capacity", "leakage", "cycle", "control")
+EVALUATIONS = tuple(SUITE)
+OTHER_SIDE: dict[Split, Split | None] = {"val": "train", "train": "val", "all": None}
 
 
 def needs(config: Config) -> list[Need]:
@@ -42,142 +56,233 @@ def needs(config: Config) -> list[Need]:
 
 
 @dataclass(frozen=True)
-class Task:
-    """Plan positions of a split, to be evaluated, or (`probe`) to give latents and true actions."""
+class Company:
+    """Checkpoints: the model that is measured, and what it is set beside."""
+
+    model: str
+    deterministic: str | None = None
+    unconstrained: str | None = None
+    controller: str | None = None
+
+    @property
+    def baselines(self) -> dict[str, str]:
+        both = {"deterministic": self.deterministic, "unconstrained": self.unconstrained}
+        return {name: uri for name, uri in both.items() if uri}
+
+    @property
+    def all(self) -> list[str]:
+        return [self.model, *self.baselines.values(), *([self.controller] if self.controller else [])]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Plan positions of a split, to be measured by these evaluations, or (`fits`) collected for what they fit."""
 
     split: Split
-    group: int
-    start: int
-    stop: int
-    probe: bool = False
+    labelled: bool
+    number: int
+    positions: tuple[int, ...]
+    which: tuple[str, ...]
+    fits: bool = False
 
 
-def groups(split: Split, clips: int, batch: int, probe: bool = False) -> list[Task]:
-    """Tasks of `batch` clips each; a single clip at the end, which would have no partner, joins the one before."""
-    starts = list(range(0, clips, batch))
-    if len(starts) > 1 and clips - starts[-1] < 2:
-        starts.pop()
-    stops = [*starts[1:], clips]
-    return [Task(split, i, a, b, probe) for i, (a, b) in enumerate(zip(starts, stops, strict=True))]
+@dataclass(frozen=True)
+class Found:
+    """Values of a unit by evaluation, and the clips that were refused."""
+
+    values: dict[str, PerClip | Missing]
+    refused: list[str] = field(default_factory=list)
 
 
 class Evaluator:
-    """Holds the models; turns groups of plan positions into per-clip values."""
+    """Holds the models; turns units into values per clip."""
 
-    def __init__(
-        self,
-        config: Config,
-        tasks: list[Task],
-        which: Sequence[str],
-        model: str,
-        baselines: dict[str, str],
-        controller: str | None,
-    ) -> None:
+    def __init__(self, config: Config, company: Company) -> None:
         if config.cluster.evaluate_actors > 1:
             torch.set_num_threads(1)
-        self.config, self.tasks, self.which = config, tasks, which
+        self.config, self.company = config, company
         self.device = pick_device()
-        self.model, parent = load_model(model, config=config)
-        self.others = {name: load_model(uri, self.model.encoder)[0].to(self.device) for name, uri in baselines.items()}
-        for other in self.others.values():
-            other.duplicate = self.model.duplicate
-        self.controller = load_controller(controller, self.model, parent).to(self.device) if controller else None
-        self.model = self.model.to(self.device)
-        self.readers: dict[tuple[str, bool], ClipReader] = {}
+        self.readers: dict[tuple[Split, bool], ClipReader] = {}
 
-    def batch(self, split: Split, labelled: bool, start: int, stop: int) -> ClipBatch | None:
-        """The good clips of those positions; None if fewer than two are left."""
-        key = (split, labelled)
+    @cached_property
+    def subject(self) -> Subject:
+        """The models, loaded with the first unit: a checkpoint that cannot be loaded is that unit's error."""
+        e = self.config.evaluate
+        model, parent = load_model(self.company.model, config=self.config)
+        others = {}
+        for name, uri in self.company.baselines.items():
+            others[name] = load_model(uri, model.encoder)[0].to(self.device)
+            others[name].duplicate = model.duplicate
+        controller = self.company.controller
+        more: dict[str, Any] = dict(others)
+        if controller:
+            more["controller"] = load_controller(controller, model, parent).to(self.device)
+        return Subject(
+            model.to(self.device),
+            **more,
+            context=e.context,
+            cycle_seconds=e.cycle_seconds,
+            fps=self.config.data.clip.fps,
+            seed=e.seed,
+        )
+
+    def clips(self, unit: Unit) -> tuple[Clips | None, list[str]]:
+        """The unit's good clips (None if they leave no two videos, or clips, to pair), and what was refused."""
+        key = (unit.split, unit.labelled)
         if key not in self.readers:
-            self.readers[key] = ClipReader(self.config, split, labelled=labelled)
+            self.readers[key] = ClipReader(self.config, unit.split, labelled=unit.labelled)
             cache = self.readers[key].cache
             if cache is not None:
-                check_cache(cache, self.config, self.model)
+                check_cache(cache, self.config, self.subject.model)
         reader = self.readers[key]
-        found = [reader.try_sample(p) for p in range(start, min(stop, len(reader.plan)))]
-        good = [f for f in found if isinstance(f, Sample)]
-        return collate(good).to(self.device) if len(good) >= 2 else None
+        found = [reader.try_sample(position) for position in unit.positions]
+        good = [one for one in found if isinstance(one, Sample)]
+        refused = [one.message for one in found if not isinstance(one, Sample)]
+        groups = [one.group for one in good]
+        alone = len(good) < 2 or (len(set(groups)) < 2 and bool(refused))
+        if alone and not unit.fits:
+            return None, [*refused, *(f"{one.key}: left without a clip of another video beside it" for one in good)]
+        if not good:
+            return None, refused
+        seed = self.config.evaluate.seed * 1_000_003 + unit.number
+        return Clips(self.subject.model, collate(good).to(self.device), groups, seed), refused
 
-    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
-        unit = int(rows["id"][0])
-        task = self.tasks[unit]
-        start, stop = task.start, task.stop
-        with torch.no_grad(), autocast(self.device, self.config.train.precision):
-            values = self.probe(task, start, stop) if task.probe else self.measure(task, start, stop)
-        cell = np.empty(1, dtype=object)
-        cell[0] = values
-        return {"unit": np.array([unit]), "values": cell}
+    @torch.no_grad()
+    def run(self, unit: Unit, fitted: dict[str, Any]) -> Found:
+        """Values of every evaluation that the unit is for; `fitted`: what they fitted beforehand."""
+        with autocast(self.device, self.config.train.precision):
+            clips, refused = self.clips(unit)
+            values = {} if clips is None else {name: self.one(SUITE[name], unit, clips, fitted) for name in unit.which}
+        return Found(values, refused)
 
-    def probe(self, task: "Task", start: int, stop: int) -> PerClip:
-        """Latents and true actions of labelled clips."""
-        batch = self.batch(task.split, True, start, stop)
-        if batch is None:
-            return {}
-        found = control.collect(self.model, batch)
-        return {f"probe_{task.split}/z": found.z, f"probe_{task.split}/actions": found.actions}
-
-    def measure(self, task: "Task", start: int, stop: int) -> PerClip:
-        """Per-clip values of every evaluation that was asked for, named `evaluation/value`."""
-        e, values = self.config.evaluate, {}
-        seed = e.seed * 1_000_003 + task.group
-
-        def keep(name: str, found: PerClip) -> None:
-            values.update({f"{name}/{k}": v for k, v in found.items()})
-
-        batch = self.batch(task.split, self.model.latent_action.kind == "true_actions", start, stop)
-        if batch is not None:
-            if "capacity" in self.which:
-                keep("capacity", capacity.evaluate(self.model, batch, seed, e.context, **self.others))
-            if "leakage" in self.which:
-                keep("leakage", leakage.evaluate(self.model, batch, seed, self.others.get("deterministic")))
-            if "cycle" in self.which:
-                keep("cycle", cycle.evaluate(self.model, batch, seed, e.context))
-        if "control" in self.which and self.controller is not None:
-            labelled = self.batch(task.split, True, start, stop)
-            if labelled is not None:
-                keep("control", control.evaluate(self.model, self.controller, labelled, e.context))
-        return values
+    def one(self, evaluation: Evaluation[Any], unit: Unit, clips: Clips, fitted: dict[str, Any]) -> PerClip | Missing:
+        """What one evaluation makes of the clips, or why it has nothing to measure."""
+        if lacks := evaluation.lacks(self.subject):
+            return Missing(lacks)
+        if evaluation.fit is None:
+            return evaluation.measure(self.subject, clips, None)
+        if unit.fits:
+            return evaluation.fit.collect(self.subject, clips)
+        ready = fitted[evaluation.name]
+        if isinstance(ready, Missing) and evaluation.fit.required:
+            return ready
+        return evaluation.measure(self.subject, clips, ready)
 
 
-def run_tasks(config: Config, tasks: list[Task], arguments: tuple[Any, ...]) -> PerClip:
-    """Runs the tasks over the actors and joins their arrays in the order of the tasks."""
-    cluster = config.cluster
-    options: dict[str, Any] = {"num_cpus": 1}
-    if cluster.gpus_per_worker:
-        options["num_gpus"] = cluster.gpus_per_worker
-    selector = label_selector(cluster, TRAIN)
-    if selector:
-        options["label_selector"] = selector
-    actors = max(1, min(cluster.evaluate_actors, len(tasks)))
-    data = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
-        Evaluator,
-        fn_constructor_args=(config, tasks, *arguments),
-        batch_size=1,
-        compute=ActorPoolStrategy(size=actors),
-        **options,
-    )
-    found = sorted(data.take_all(), key=lambda row: row["unit"])
-    names = sorted({name for row in found for name in row["values"]})
-    return {n: np.concatenate([row["values"][n] for row in found if n in row["values"]]) for n in names}
+# ---------------------------------------------------------------- what is to be done
+@dataclass(frozen=True)
+class Work:
+    """Units that measure, units that are collected for fits, why others have none, and what is to be said."""
+
+    units: list[Unit]
+    fits: list[Unit]
+    missing: dict[str, Missing]
+    unfitted: dict[str, Missing]
+    notes: list[str]
+    videos: ClipReader
+    names: tuple[str, ...]
 
 
-def check_asked(
-    config: Config,
-    model: str,
-    which: Sequence[str],
-    baselines: Iterable[str],
-    controller: str | None,
-    reader: ClipReader,
-) -> None:
-    """Raises LawmError where the checkpoints or the data cannot give what is asked for."""
+def units_of(
+    reader: ClipReader, split: Split, labelled: bool, clips: int, batch: int, which: Sequence[str], fits: bool = False
+) -> tuple[list[Unit], list[str]]:
+    """The plan's first clips, dealt into units; and what had to be left out."""
+    clips = min(clips, len(reader.plan))
+    rows = reader.plan.rows(np.arange(clips))
+    dealt = deal([reader.index.group(int(video)) for video in rows.video], batch)
+    used = sum(map(len, dealt))
+    said = f"{clips - used} of {clips} clips left out: they are of one video, and the others have too few to pair"
+    units = [Unit(split, labelled, i, tuple(part), tuple(which), fits) for i, part in enumerate(dealt)]
+    return units, [said] if used < clips else []
+
+
+def plan_work(config: Config, company: Company, which: Sequence[str]) -> Work:
+    """What is to be read and measured. Raises LawmError where nothing can be."""
+    e, split = config.evaluate, config.evaluate.split
+    trained = parse_config(read_about(company.model)["config"], company.model)
+    always = trained.model.bottleneck.kind == "true_actions"
+    plain = ClipReader(config, split, labelled=always)
+    labelled: ClipReader | Missing = plain if always else labelled_reader(config, split)
+    if isinstance(labelled, ClipReader) and labelled.plan.fingerprint() == plain.plan.fingerprint():
+        plain = labelled  # the same clips: read and encoded once
+    if min(e.clips, len(plain.plan)) < 2:
+        raise LawmError(f"{split} split: {len(plain.plan)} clip, and the controls need two; {more_clips(split)}")
+    missing: dict[str, Missing] = {}
+    unfitted: dict[str, Missing] = {}
+    groups: dict[int, tuple[ClipReader, bool, list[str]]] = {}
+    for name in which:
+        wants = SUITE[name].labelled
+        reader = labelled if wants else plain
+        if isinstance(reader, Missing):
+            missing[name] = reader
+        elif min(e.clips, len(reader.plan)) < 2:
+            missing[name] = Missing(f"{split} split: {len(reader.plan)} labelled clip, and the controls need two")
+        else:
+            groups.setdefault(id(reader), (reader, wants or reader is labelled, []))[2].append(name)
+    units: list[Unit] = []
+    fits: list[Unit] = []
+    notes: list[str] = []
+    for reader, with_actions, names in groups.values():
+        own, said = units_of(reader, split, with_actions, e.clips, e.batch, names)
+        units += own
+        notes += said
+    for name in (n for n in which if n not in missing and SUITE[n].fit is not None):
+        other = other_side(config, split, SUITE[name].labelled or always)
+        if isinstance(other, Missing):
+            unfitted[name] = other
+            continue
+        fit = SUITE[name].fit
+        assert fit is not None
+        reader, side = other
+        clips = min(fit.clips or e.clips, e.clips)
+        own, _ = units_of(reader, side, SUITE[name].labelled or always, clips, e.batch, [name], fits=True)
+        fits += own
+    actions = plain.labels or (None if isinstance(labelled, Missing) else labelled.labels)
+    dims = () if actions is None else tuple(f"action {d + 1}" for d in range(actions.action_dim))
+    return Work(units, fits, missing, unfitted, notes, plain, dims)
+
+
+def more_clips(split: Split) -> str:
+    return "hold out more (data.val_fraction)" if split == "val" else "give more or longer videos"
+
+
+def labelled_reader(config: Config, split: Split) -> ClipReader | Missing:
+    """Labelled clips of the split, or why there are none."""
+    if config.data.labels is None:
+        return given("table of actions", "--labels")
+    try:
+        return ClipReader(config, split, labelled=True)
+    except EmptySplit as error:
+        return Missing(str(error))
+
+
+def other_side(config: Config, split: Split, labelled: bool) -> tuple[ClipReader, Split] | Missing:
+    """Clips of the videos that are not measured, for what is fitted."""
+    side = OTHER_SIDE[split]
+    if side is None:
+        return Missing("every video is measured, none is left to fit it on: measure with --set evaluate.split=val")
+    try:
+        return ClipReader(config, side, labelled=labelled), side
+    except EmptySplit as error:
+        return Missing(f"it is fitted on the {side} split's videos: {error}")
+
+
+def check_asked(config: Config, company: Company, which: Sequence[str]) -> Work:
+    """Raises LawmError where the checkpoints or the data cannot give what is asked for; else what there is to do."""
+    unknown = sorted(set(which) - set(EVALUATIONS))
+    if unknown:
+        raise LawmError(f"no evaluation {', '.join(unknown)}; there are {', '.join(EVALUATIONS)}")
     check_context(config)
-    trained = parse_config(read_about(model)["config"], model)
-    for uri in baselines:
+    trained = parse_config(read_about(company.model)["config"], company.model)
+    for uri in company.baselines.values():
         check_baseline(trained, parse_config(read_about(uri)["config"], uri), uri)
-    if controller is not None:
+    if company.controller is not None:
+        read_about(company.controller)
         check_state_a_frame(config.encoder, config.data.clip)
+    work = plan_work(config, company, which)
     if "leakage" in which:
-        check_free_of_the_past(reader.cache, "leakage (leave it out with --which)")
+        check_free_of_the_past(work.videos.cache, "leakage (leave it out with --which)")
+    return work
 
 
 def check_context(config: Config) -> None:
@@ -189,65 +294,81 @@ def check_context(config: Config) -> None:
         )
 
 
+# ---------------------------------------------------------------- doing it
 def evaluate(
-    config: Config,
-    model: str,
-    which: Sequence[str] = EVALUATIONS,
-    deterministic: str | None = None,
-    unconstrained: str | None = None,
-    controller: str | None = None,
-    dataset: str = "held-out",
-) -> list[Result]:
-    """Results of the chosen evaluations, with intervals, n and controls.
+    config: Config, company: Company, which: Sequence[str] = EVALUATIONS, dataset: str | None = None
+) -> Measured:
+    """Results of the chosen evaluations with intervals, n and controls; what could not be measured, with its reason.
 
-    `deterministic` and `unconstrained` are checkpoints of the two ends of the capacity axis, trained on
-    equal data and steps; `controller` and labels are needed for `control`. Raises LawmError.
+    `dataset`: what the data are called; whether they are held out is found out, and said with it. Raises LawmError.
     """
-    unknown = sorted(set(which) - set(EVALUATIONS))
-    if unknown:
-        raise LawmError(f"no evaluation {', '.join(unknown)}; there are {', '.join(EVALUATIONS)}")
-    checkpoint = load_checkpoint(model)
-    e = config.evaluate
-    labelled = checkpoint.config.model.bottleneck.kind == "true_actions"
-    reader = ClipReader(config, e.split, labelled=labelled)
-    check_asked(config, model, which, [uri for uri in (deterministic, unconstrained) if uri], controller, reader)
-    clips = min(e.clips, len(reader.plan))
-    if clips < 2:
-        raise LawmError(f"{e.split} split: {clips} clip, and the controls need two; hold out more (data.val_fraction)")
-    baselines = {"deterministic": deterministic, "unconstrained": unconstrained}
-    others = {k: v for k, v in baselines.items() if v}
-    tasks = groups(e.split, clips, e.batch)
-    probing = (
-        "control" in which
-        and config.data.labels
-        and not labelled
-        and checkpoint.config.model.bottleneck.kind != "deterministic"
-    )
-    if probing:
-        splits: tuple[Split, Split] = ("train", "val")
-        for split in splits:
-            n = min(e.clips, len(ClipReader(config, split, labelled=True).plan))
-            tasks += groups(split, n, e.batch, probe=True)
-    values = run_tasks(config, tasks, (tuple(which), model, others, controller))
-    tables = {
-        "capacity": capacity.FIGURES,
-        "leakage": leakage.FIGURES,
-        "cycle": cycle.FIGURES,
-        "control": control.FIGURES,
-    }
-    results: list[Result] = []
-    for name in which:
-        own = {k.partition("/")[2]: v for k, v in values.items() if k.startswith(name + "/")}
-        results += summarize(tables[name], own, dataset, checkpoint.step, e.bootstrap, e.seed)
-        if name == "capacity" and "deterministic" in own and "unconstrained" in own:
-            arrays = [own[k] for k in ("deterministic", "unconstrained", "one_step")]
-            value, low, high = interval(capacity.normalized, arrays, e.bootstrap, e.seed)
-            results.append(
-                Result("normalized_capacity", value, low, high, len(arrays[0]), "share", dataset, checkpoint.step)
-            )
-    if probing:
-        fit, held_out = (
-            control.Probed(values[f"probe_{split}/z"], values[f"probe_{split}/actions"]) for split in ("train", "val")
+    work = check_asked(config, company, which)
+    e, step = config.evaluate, int(read_about(company.model)["step"])
+    name = data_name(dataset, work.videos.index, company.all)
+    parts: dict[str, list[PerClip]] = {one: [] for one in which}
+    missing = dict(work.missing)
+    refused: list[str] = []
+    count = max(1, min(config.cluster.evaluate_actors, len(work.units)))
+    with Actors(Evaluator, (config, company), count, config.cluster) as actors:
+        fitted = ray.put(fit_all(actors, work, e.seed))
+        found: dict[int, Found] = {}
+        actors.spread(
+            "run", list(enumerate(work.units)), lambda job, one: found.__setitem__(job[0], one), fitted, what="unit"
         )
-        results += control.probe_results(fit, held_out, dataset, checkpoint.step, e.bootstrap, e.seed)
-    return results
+    for number in sorted(found):  # in the order of the units, whichever was done first
+        refused += found[number].refused
+        for one, values in found[number].values.items():
+            if isinstance(values, Missing):
+                missing[one] = values
+            else:
+                parts[one].append(values)
+    measured = Measured(notes=[*work.notes, *refusals(refused)])
+    for one in which:
+        if one in missing:
+            measured.omitted.append(Omission(one, missing[one].reason, name))
+        elif not parts[one]:
+            measured.omitted.append(Omission(one, "no two of its clips could be read", name))
+        else:
+            measured += said_of(SUITE[one], parts[one], name, step, work.names, e.bootstrap, e.seed)
+    return measured
+
+
+def fit_all(actors: Actors, work: Work, seed: int) -> dict[str, Any]:
+    """What every evaluation fits on the clips that are not measured, or why it has nothing."""
+    collected: dict[str, dict[int, PerClip]] = {}
+    fitted: dict[str, Any] = dict(work.unfitted)
+
+    def keep(job: tuple[int, Unit], found: Found) -> None:
+        for name, values in found.values.items():
+            if isinstance(values, Missing):
+                fitted[name] = values
+            else:
+                collected.setdefault(name, {})[job[0]] = values
+
+    actors.spread("run", list(enumerate(work.fits)), keep, {}, what="unit")
+    for name in {unit.which[0] for unit in work.fits} - set(fitted):
+        own, fit = collected.get(name, {}), SUITE[name].fit
+        assert fit is not None
+        ordered = [own[number] for number in sorted(own)]
+        fitted[name] = fit.make(ordered, seed) if ordered else Missing("none of the clips to fit it on can be read")
+    return fitted
+
+
+def said_of(
+    evaluation: Evaluation[Any],
+    parts: Sequence[PerClip],
+    dataset: str,
+    step: int,
+    names: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> Measured:
+    """The figures of one evaluation, from the values of all units."""
+    values = type(parts[0]).join(parts)
+    figures = (*evaluation.figures, *evaluation.more(values, names))
+    return summarize(figures, values, dataset, step, resamples, seed, evaluation.note(values, names))
+
+
+def refusals(messages: Sequence[str]) -> list[str]:
+    """One line for the clips that were refused."""
+    return [f"{len(messages)} clips were refused; the first: {messages[0]}"] if messages else []

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from lawm.cluster.session import TRAIN, Need, label_selector
 from lawm.config import Config, LawmError
 from lawm.data import BadClip, ClipReader, Sample, Split
+from lawm.evaluation import data_name
 from lawm.model import check_state_a_frame
 from lawm.planning import (
     Episode,
@@ -179,6 +180,11 @@ def labelled_clips(config: Config) -> int:
             f"{preset(config.plan).horizon + 1} frames; lower plan.episodes or raise data.val_fraction"
         )
     return held_out
+
+
+def dataset_name(config: Config, name: str | None, checkpoints: Sequence[str]) -> str:
+    """What the results call the episodes' videos: held out from these checkpoints' training, or whatever they are."""
+    return data_name(name, ClipReader(episode_config(config), "val", labelled=True).index, checkpoints)
 
 
 def plan_episodes(

@@ -258,7 +258,7 @@ class Job:
     out: str
     space: Space
     config: Config
-    dataset: str
+    dataset: str | None
     notes: Any
 
 
@@ -318,13 +318,14 @@ def measure(job: Job, trial: str, config: Config, folder: str, row: Row) -> None
         controller = trained(ControllerObjective.kind, "controller", model)
         row["controller"] = controller
     note("evaluate")
-    results = evaluation.evaluate(config, model, space.which, controller=controller, dataset=job.dataset)
+    company = evaluation.Company(model, controller=controller)
+    results = evaluation.evaluate(config, company, space.which, job.dataset).results
     row["results"] = {r.name: vars(r) for r in results}
     if controller is not None and space.needs_planning:
         note("plan")
         rows = planning.plan_episodes(config, model, controller, join(folder, "plan"))
-        e = config.evaluate
-        results = summarize_episodes(rows, job.dataset, results[0].step, e.bootstrap, e.seed)
+        e, name = config.evaluate, results[0].dataset
+        results = summarize_episodes(rows, name, results[0].step, e.bootstrap, e.seed)
         row["results"] |= {r.name: vars(r) for r in results}
 
 
@@ -352,7 +353,7 @@ def fault_of_the_parameters(error: Exception) -> str:
 
 # ---------------------------------------------------------------- the search
 def search(
-    space: Space, config: Config, out: str, progress: Progress | None = None, dataset: str = "held-out"
+    space: Space, config: Config, out: str, progress: Progress | None = None, dataset: str | None = None
 ) -> list[Row]:
     """Runs the trials that `out` lacks and returns a row of each, finished before or now.
 
@@ -382,7 +383,7 @@ def search(
     return rows
 
 
-def _run_trials(ledger: Ledger, count: int, progress: Progress | None, dataset: str) -> list[str]:
+def _run_trials(ledger: Ledger, count: int, progress: Progress | None, dataset: str | None) -> list[str]:
     """Runs `count` trials; returns why some of them have no row."""
     space, config = ledger.space, ledger.config
     # Tune's handler would wait for the running trials; an interrupt is for stopping, and a rerun resumes them.
@@ -503,7 +504,7 @@ def shown_table(space: Space, rows: Sequence[Row], title: str = "trials") -> Tab
         lines.append(["★" if row["pareto"] else "", row["trial"], *parameters, *cells, said])
     names = [f"{o.metric} {'↓' if o.mode == 'min' else '↑'}" for o in space.objectives]
     columns = ["", "Trial", *(short(name) for name in space.space), *names, "Status"]
-    caption = "★ in the Pareto set. ↓ less, ↑ more is better. 95 % intervals over clips or episodes; one seed a trial."
+    caption = "★ in the Pareto set. ↓ less, ↑ more is better. 95 % intervals over videos; one seed a trial."
     return Table(title, columns, lines, caption=caption)
 
 

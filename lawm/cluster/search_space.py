@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from lawm.cluster.evaluate import EVALUATIONS
 from lawm.config import Config, ConfigError, Frozen, LawmError, override
-from lawm.evaluation import capacity, control, cycle, leakage
+from lawm.evaluation import SUITE
 from lawm.recipes import recipe
 from lawm.storage import read_bytes
 
@@ -27,25 +27,12 @@ PLANNING = (
     "planned_cost_vs_true_actions",
     "seconds_per_plan",
 )
-PROBES = ("probe_r2_linear", "probe_r2_mlp")
-_FIGURES = {
-    "capacity": capacity.FIGURES,
-    "leakage": leakage.FIGURES,
-    "cycle": cycle.FIGURES,
-    "control": control.FIGURES,
-}
-_BASELINES = ("deterministic", "deterministic_unrolled", "unconstrained")
-"""Values that need a second model; a search has none."""
-METRICS: dict[str, str] = (
-    {
-        figure.name: name
-        for name, figures in _FIGURES.items()
-        for figure in figures
-        if not figure.control and figure.above not in _BASELINES and figure.below not in _BASELINES
-    }
-    | {name: "probes" for name in PROBES}
-    | {name: "planning" for name in PLANNING}
-)
+METRICS: dict[str, str] = {
+    figure.name: name
+    for name, evaluation in SUITE.items()
+    for figure in evaluation.figures
+    if not figure.control and figure.needs not in ("deterministic", "unconstrained")  # a search has no second model
+} | dict.fromkeys(PLANNING, "planning")
 """What can be an objective, and the evaluation that gives it."""
 
 
@@ -168,7 +155,7 @@ class Space(Frozen):
     @property
     def which(self) -> list[str]:
         """The evaluations that a trial runs, besides planning."""
-        wanted = {*self.evaluations} | {METRICS[o.metric].replace("probes", "control") for o in self.objectives}
+        wanted = {*self.evaluations} | {METRICS[o.metric] for o in self.objectives}
         return [name for name in EVALUATIONS if name in wanted]
 
     def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:

@@ -1,5 +1,4 @@
-"""Controller and probes, on labelled clips: is the latent a (linear) function of the true action, and
-can a real action stand in for the inferred latent?
+"""Controller, on labelled clips: can a real action stand in for the inferred latent?
 
 Protocol: spec section 6.6; Garrido et al. 2026, section 7 and table S1 (controller over IDM rollouts).
 """
@@ -10,49 +9,72 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lawm.evaluation.capacity import per_clip_error
-from lawm.evaluation.results import Figure, PerClip, Result, interval
-from lawm.model import MLP
-from lawm.training import ClipBatch, ControllerObjective, LatentActionObjective
+from lawm.evaluation.results import Figure, Missing, PerClip, Values, ratio_figure
+from lawm.evaluation.subject import SHUFFLES, Clips, Evaluation, Subject, no_latents, per_clip_error, to_numpy
+from lawm.training import ControllerObjective, LatentActionObjective
 
-FIGURES = [
-    Figure("controller_vs_idm", "controller", "idm"),
-    Figure("controller_rollout_error", "controller"),
-    Figure("idm_rollout_error", "idm"),
-    Figure("controller_shuffled_vs_idm", "controller_shuffled", "idm", control="shuffled actions"),
-    Figure("controller_cosine", "cosine", unit="cosine"),
-    Figure("controller_l2", "l2", unit="L2"),
-    Figure("inverse_controller_mse", "inverse", unit="standardised"),
-]
+
+@dataclass(frozen=True)
+class Control(PerClip):
+    """Rollout errors under the IDM's latents, the controller's, and the controller's of another video's actions;
+    cosine and L2 of the controller's latents to the IDM's; squared error of the inverse controller; [B] each."""
+
+    idm: np.ndarray
+    controller: np.ndarray
+    shuffled: Values
+    cosine: np.ndarray
+    l2: np.ndarray
+    inverse: np.ndarray
+
+
+FIGURES: tuple[Figure[Control], ...] = (
+    ratio_figure(
+        "controller_vs_idm", lambda v: (v.controller, v.idm), better="lower",
+        one="1.0: real actions do as well as inferred latents, or neither matters",
+        checked_by="controller_shuffled_vs_own",
+    ),
+    ratio_figure(
+        "controller_shuffled_vs_own", lambda v: (v.shuffled, v.controller), better="higher",
+        one="1.0: another video's actions do as well, the actions are not used",
+    ),
+    Figure("controller_rollout_error", lambda v: (v.controller,), better="lower"),
+    Figure("idm_rollout_error", lambda v: (v.idm,), better="lower"),
+    ratio_figure("controller_shuffled_vs_idm", lambda v: (v.shuffled, v.idm), control="shuffled actions"),
+    Figure("controller_cosine", lambda v: (v.cosine,), unit="cosine", better="higher", positive=False),
+    Figure("controller_l2", lambda v: (v.l2,), unit="L2", better="lower"),
+    Figure(
+        "inverse_controller_mse", lambda v: (v.inverse,), unit="standardised", better="lower",
+        one="1.0: as good as guessing the mean action",
+    ),
+)  # fmt: skip
 
 
 @torch.no_grad()
-def evaluate(
-    model: LatentActionObjective, objective: ControllerObjective, batch: ClipBatch, context: int = 1
-) -> PerClip:
+def measure(subject: Subject, clips: Clips, fitted: None = None) -> Control:
     """Per-clip rollout errors under the controller's and under the IDM's latents, and their distance.
 
     The controller sees the predicted states during the rollout, as a planner would.
     """
-    assert batch.actions_BTA is not None
-    states, actions = model.states(batch), batch.actions_BTA.float()
-    z = model.infer(states, actions).z_BTZ
-    assert z is not None
-    steps = states.shape[1] - context
-    target = states[:, context:]
+    model, objective, context = subject.model, subject.controller, subject.context
+    states, actions, z = clips.states, clips.actions, clips.z
+    assert z is not None and not isinstance(objective, Missing)
+    steps, start, target = states.shape[1] - context, states[:, :context], states[:, context:]
     from_truth = objective.controller(actions, states[:, :-1])
     scale = objective.controller.action_std
     inverse = ((objective.controller.inverse(z) - actions) / scale).square().mean(dim=(1, 2))
-    return {
-        "idm": per_clip_error(model.world_model.rollout(states[:, :context], z, steps), target),
-        "controller": per_clip_error(rollout_actions(model, objective, states[:, :context], actions), target),
-        "controller_shuffled": per_clip_error(
-            rollout_actions(model, objective, states[:, :context], actions.roll(1, dims=0)), target
-        ),
-        "cosine": F.cosine_similarity(from_truth, z, dim=-1).mean(dim=1).double().cpu().numpy(),
-        "l2": (from_truth - z).norm(dim=-1).mean(dim=1).double().cpu().numpy(),
-        "inverse": inverse.double().cpu().numpy(),
-    }
+    partner = clips.partners()
+    shuffled: Values = SHUFFLES
+    if partner is not None:
+        shuffled = per_clip_error(rollout_actions(model, objective, start, actions[partner]), target)
+    return Control(
+        clips.groups,
+        idm=per_clip_error(model.world_model.rollout(start, z, steps), target),
+        controller=per_clip_error(rollout_actions(model, objective, start, actions), target),
+        shuffled=shuffled,
+        cosine=to_numpy(F.cosine_similarity(from_truth, z, dim=-1).mean(dim=1)),
+        l2=to_numpy((from_truth - z).norm(dim=-1).mean(dim=1)),
+        inverse=to_numpy(inverse),
+    )
 
 
 def rollout_actions(
@@ -70,86 +92,9 @@ def rollout_actions(
     return world_model.rollout_policy(past, policy, steps)
 
 
-# ---------------------------------------------------------------- probes
-@dataclass(frozen=True)
-class Probed:
-    """Latents and true actions of clips: z [C, T, Z], a [C, T, A]."""
-
-    z: np.ndarray
-    actions: np.ndarray
+def lacks(subject: Subject) -> str:
+    """A controller is needed, and latents that it can stand in for."""
+    return subject.controller.reason if isinstance(subject.controller, Missing) else no_latents(subject)
 
 
-@torch.no_grad()
-def collect(model: LatentActionObjective, batch: ClipBatch) -> Probed:
-    states = model.states(batch)
-    z = model.infer(states, batch.actions_BTA).z_BTZ
-    assert z is not None and batch.actions_BTA is not None
-    return Probed(z.double().cpu().numpy(), batch.actions_BTA.double().cpu().numpy())
-
-
-def probe_results(fit: Probed, held_out: Probed, dataset: str, step: int, resamples: int, seed: int) -> list[Result]:
-    """R^2 of a ridge and of an MLP probe from latent to true action: fitted on training clips, scored
-    on held-out ones, with a control whose actions are shuffled over clips. Intervals over clips."""
-    results = []
-    for name, predict in (("linear", ridge(fit)), ("mlp", mlp_probe(fit, seed))):
-        predicted = predict(held_out.z)
-        clips, truth = len(predicted), held_out.actions
-        order = np.random.default_rng(seed).permutation(clips)
-        for control, target in (("", truth), ("shuffled actions", truth[order])):
-            index = np.arange(clips, dtype=np.float64)
-
-            def score(picks: np.ndarray, target: np.ndarray = target, predicted: np.ndarray = predicted) -> float:
-                rows = picks.astype(int)
-                return r_squared(predicted[rows], target[rows])
-
-            value, low, high = interval(score, [index], resamples, seed)
-            label = f"probe_r2_{name}" + ("_shuffled" if control else "")
-            results.append(Result(label, value, low, high, clips, "R^2", dataset, step, control, seed))
-    return results
-
-
-def r_squared(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """1 - residual over total variance, mean over action dims."""
-    p, t = predicted.reshape(-1, truth.shape[-1]), truth.reshape(-1, truth.shape[-1])
-    total = ((t - t.mean(0)) ** 2).sum(0)
-    return float(np.mean(1 - ((t - p) ** 2).sum(0) / np.maximum(total, 1e-12)))
-
-
-def ridge(fit: Probed, strength: float = 1e-2):
-    """A linear map with an intercept; the penalty is relative to the latents' variance."""
-    z, a = fit.z.reshape(-1, fit.z.shape[-1]), fit.actions.reshape(-1, fit.actions.shape[-1])
-    mean, std = z.mean(0), z.std(0) + 1e-8
-    x = np.concatenate([(z - mean) / std, np.ones((len(z), 1))], axis=1)
-    penalty = strength * len(z) * np.eye(x.shape[1])
-    penalty[-1, -1] = 0
-    weights = np.linalg.solve(x.T @ x + penalty, x.T @ a)
-
-    def predict(latents: np.ndarray) -> np.ndarray:
-        flat = (latents.reshape(-1, latents.shape[-1]) - mean) / std
-        out = np.concatenate([flat, np.ones((len(flat), 1))], axis=1) @ weights
-        return out.reshape(*latents.shape[:-1], a.shape[-1])
-
-    return predict
-
-
-def mlp_probe(fit: Probed, seed: int, steps: int = 300):
-    """A 2-layer MLP of width 128, trained with weight decay for a fixed number of full-batch steps."""
-    z, a = fit.z.reshape(-1, fit.z.shape[-1]), fit.actions.reshape(-1, fit.actions.shape[-1])
-    z_mean, z_std, a_mean, a_std = z.mean(0), z.std(0) + 1e-8, a.mean(0), a.std(0) + 1e-8
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = MLP(z.shape[1], 128, a.shape[1], 2)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
-    x, y = torch.tensor((z - z_mean) / z_std).float(), torch.tensor((a - a_mean) / a_std).float()
-    with torch.enable_grad():
-        for _ in range(steps):
-            optimizer.zero_grad()
-            F.mse_loss(net(x), y).backward()
-            optimizer.step()
-
-    def predict(latents: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            out = net(torch.tensor((latents - z_mean) / z_std).float()).double().numpy()
-        return out * a_std + a_mean
-
-    return predict
+EVALUATION = Evaluation("control", measure, FIGURES, labelled=True, lacks=lacks)

@@ -1,5 +1,6 @@
 """Pictures of predicted against true frames, and of one clip's actions on another (spec section 6.4)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lawm.evaluation.control import rollout_actions
-from lawm.evaluation.results import derange
+from lawm.evaluation.partners import derange
 from lawm.model import Decoder
 from lawm.training import ClipBatch, ControllerObjective, LatentActionObjective, decode_states
 
@@ -30,14 +31,16 @@ def prediction_rows(
     model: LatentActionObjective,
     decoder: Decoder | None,
     batch: ClipBatch,
+    groups: Sequence[str],
     clips: int,
     controller: ControllerObjective | None = None,
 ) -> list[PictureRow]:
     """For each of the first clips: all true frames, the decoder's ceiling, rollouts from the first state.
 
-    Rollouts: with the IDM's latents, with the controller's (labelled clips), with another clip's latents.
+    Rollouts: with the IDM's latents, with the controller's (labelled clips), with another video's latents (where
+    `groups`, the video of each clip, are several).
     """
-    assert batch.frames_BFCHW is not None and len(batch) >= 2
+    assert batch.frames_BFCHW is not None and len(batch) == len(groups)
     states = model.states(batch)
     z = model.infer(states, batch.actions_BTA).z_BTZ
     steps = states.shape[1] - 1
@@ -53,9 +56,10 @@ def prediction_rows(
         found["rollout, true actions"] = picture(
             rollout_actions(model, controller, states[:, :1], batch.actions_BTA.float())
         )
-    if z is not None:
-        partner = torch.from_numpy(derange(len(states), 0))
-        found["rollout, another clip's latents"] = picture(model.world_model.rollout(states[:, :1], z[partner], steps))
+    partner = derange(groups, 0)
+    if z is not None and partner is not None:
+        rolled = model.world_model.rollout(states[:, :1], z[torch.from_numpy(partner)], steps)
+        found["rollout, another video's latents"] = picture(rolled)
     rows = []
     for i in range(min(clips, len(batch))):
         rows.append(PictureRow("true frames", to_images(batch.frames_BFCHW[i].float() / 255)))

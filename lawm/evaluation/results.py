@@ -1,96 +1,188 @@
-"""Evaluations: each turns clips into per-clip numbers, and per-clip numbers into results with intervals.
+"""What an evaluation measures, and what it says: values per clip -> figures with intervals, directions and controls.
 
-An evaluation is a function (model, batch) -> {name: values per clip, float64 [B]}; that part runs in
-parallel. `summarize` then makes means, ratios of means and 95 % bootstrap intervals over clips.
+An evaluation's values are a frozen dataclass of arrays, one entry a clip (`PerClip`). A value that was not asked for,
+or cannot be had, is a `Missing` with its reason; a figure made of one becomes an `Omission` that says so. Nothing is
+dropped for want of a name.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
+
+from lawm.config import LawmError
+from lawm.evaluation.intervals import Interval, Statistic, interval, mean, ratio
+
+Better = Literal["lower", "higher", ""]
+"""Which way of a figure is better; empty for controls and facts, of which neither way is."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One figure: a value with its 95 % interval over n clips or episodes."""
+    """One figure: a value with its 95 % interval over `n` clips or episodes of `videos` videos.
+
+    `low` and `high` are None where there is no interval; `note` says why, and whatever else a reader should know.
+    `one`: what 1.0 (or another landmark) means, in words; `checked_by`: the figure without which it says nothing.
+    """
 
     name: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
+    videos: int
     unit: str
     dataset: str
     step: int
     control: str = ""
     seed: int = 0
-
-
-PerClip = dict[str, np.ndarray]
-
-
-def interval(
-    statistic: Callable[..., float], arrays: list[np.ndarray], resamples: int, seed: int = 0
-) -> tuple[float, float, float]:
-    """(value, low, high): a statistic of equally long arrays and its 95 % percentile interval.
-
-    Clips are resampled together (paired bootstrap). Not-a-number values are left out of a clip's row.
-    """
-    keep = np.all([np.isfinite(a) for a in arrays], axis=0)
-    arrays = [a[keep] for a in arrays]
-    n = len(arrays[0])
-    if n == 0:
-        return float("nan"), float("nan"), float("nan")
-    value = statistic(*arrays)
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(0, n, size=(resamples, n))
-    draws = np.array([statistic(*[a[p] for a in arrays]) for p in picks])
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return float(value), float(low), float(high)
-
-
-def mean(values: np.ndarray) -> float:
-    return float(values.mean())
-
-
-def ratio(above: np.ndarray, below: np.ndarray) -> float:
-    """Ratio of means (not mean of ratios: a still clip would dominate that)."""
-    bottom = below.mean()
-    return float(above.mean() / bottom) if bottom > 0 else float("nan")
+    better: Better = ""
+    one: str = ""
+    checked_by: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """How a result comes from per-clip values: the mean of one, or the ratio of two means."""
+class Missing:
+    """Why a value is not there."""
+
+    reason: str
+
+
+Values = np.ndarray | Missing
+
+
+@dataclass(frozen=True)
+class Omission:
+    """A figure, or a whole evaluation, that was not measured, and why."""
 
     name: str
-    above: str
-    below: str | None = None
+    reason: str
+    dataset: str = ""
+
+
+@dataclass(frozen=True)
+class PerClip:
+    """Values per clip. `groups`: the video (or episode) of each clip, [B]; every array's first length is B."""
+
+    groups: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, Missing):
+                continue
+            if not isinstance(value, np.ndarray):
+                raise TypeError(f"{type(self).__name__}.{name} is a {type(value).__name__}; an array or Missing")
+            if len(value) != len(self.groups):
+                raise ValueError(f"{type(self).__name__}.{name}: {len(value)} values of {len(self.groups)} clips")
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The values of several units, one after another. A field is missing from all of them, or from none."""
+        joined: dict[str, Any] = {}
+        for one in dataclasses.fields(cls):
+            found = [getattr(part, one.name) for part in parts]
+            missing = [value for value in found if isinstance(value, Missing)]
+            if missing and len(missing) < len(found):
+                raise ValueError(f"{cls.__name__}.{one.name} is missing from {len(missing)} of {len(found)} units")
+            joined[one.name] = missing[0] if missing else np.concatenate(found)
+        return cls(**joined)
+
+
+T = TypeVar("T", bound=PerClip)
+
+
+@dataclass(frozen=True)
+class Figure(Generic[T]):
+    """How a figure comes from values per clip, and how it is to be read.
+
+    `of`: the arrays that `statistic` is given. `needs`: what the figure has to be given beside the model (for
+    searches, which have no second model). `checked_by`: the control without which it says nothing.
+    """
+
+    name: str
+    of: Callable[[T], tuple[Values, ...]]
+    statistic: Statistic = mean
     unit: str = "L1"
+    better: Better = ""
+    one: str = ""
     control: str = ""
+    checked_by: str = ""
+    needs: Literal["", "deterministic", "unconstrained", "other videos"] = ""
+    positive: bool = True
+
+
+def ratio_figure(name: str, of: Callable[[T], tuple[Values, ...]], **more: Any) -> Figure[T]:
+    """A ratio of two means."""
+    return Figure(name, of, ratio, "ratio", **more)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Results, what was not measured, and what else is to be said (clips refused or left out)."""
+
+    results: list[Result] = field(default_factory=list)
+    omitted: list[Omission] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __add__(self, other: "Measured") -> "Measured":
+        notes = [*self.notes, *(note for note in other.notes if note not in self.notes)]
+        return Measured(self.results + other.results, self.omitted + other.omitted, notes)
+
+
+def result_of(found: Interval, name: str, unit: str, dataset: str, step: int, **more: Any) -> Result:
+    """An interval as a result; `more`: other fields of `Result`."""
+    notes = "; ".join(filter(None, (found.note, more.pop("note", ""))))
+    place = (found.value, found.low, found.high, found.clips, found.videos)
+    return Result(name, *place, unit, dataset, step, note=notes, **more)
 
 
 def summarize(
-    figures: list[Figure], values: PerClip, dataset: str, step: int, resamples: int, seed: int
-) -> list[Result]:
-    """Results of the figures whose values are there."""
-    results = []
+    figures: Sequence[Figure[T]], values: T, dataset: str, step: int, resamples: int, seed: int, note: str = ""
+) -> Measured:
+    """Every figure as a result, or as an omission with the reason of what it lacks."""
+    measured = Measured()
+    groups = list(values.groups)
     for figure in figures:
-        names = [figure.above] + ([figure.below] if figure.below else [])
-        if any(name not in values for name in names):
+        found = figure.of(values)
+        reason = next((value.reason for value in found if isinstance(value, Missing)), "")
+        arrays = [np.asarray(value, dtype=np.float64) for value in found if isinstance(value, np.ndarray)]
+        if not reason:
+            try:
+                made = interval(figure.statistic, arrays, groups, resamples, seed, figure.positive)
+            except LawmError as error:
+                reason = str(error)
+        if reason:
+            measured.omitted.append(Omission(figure.name, reason, dataset))
             continue
-        arrays = [np.asarray(values[name], dtype=np.float64) for name in names]
-        value, low, high = interval(ratio if figure.below else mean, arrays, resamples, seed)
-        n = int(np.all([np.isfinite(a) for a in arrays], axis=0).sum())
-        unit = "ratio" if figure.below else figure.unit
-        results.append(Result(figure.name, value, low, high, n, unit, dataset, step, figure.control, seed))
-    return results
+        said: dict[str, Any] = {"control": figure.control, "better": figure.better, "one": figure.one}
+        said |= {"checked_by": figure.checked_by, "note": note}
+        measured.results.append(result_of(made, figure.name, figure.unit, dataset, step, seed=seed, **said))
+    return measured
 
 
-def derange(n: int, seed: int) -> np.ndarray:
-    """A permutation of n >= 2 without fixed points: whose latents a clip gets in the shuffled control."""
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(n)
-    partner = np.empty(n, dtype=np.int64)
-    partner[order] = np.roll(order, 1)
-    return partner
+# ---------------------------------------------------------------- as JSON
+FORMAT = 2
+
+
+def to_json(measured: Measured) -> dict[str, Any]:
+    """Plain data of a results file."""
+    return {"format": FORMAT} | dataclasses.asdict(measured)
+
+
+def from_json(data: Any, where: str) -> Measured:
+    """What `to_json` made. Raises LawmError for anything else, and for results of before videos were resampled."""
+    if isinstance(data, list) and data and isinstance(data[0], dict) and {"name", "low", "n"} <= data[0].keys():
+        raise LawmError(f"{where}: its intervals are over clips, as an older lawm made them; measure again")
+    try:
+        if data["format"] != FORMAT:
+            raise LawmError(f"{where}: results of format {data['format']}, this lawm reads {FORMAT}")
+        results, omitted = [Result(**row) for row in data["results"]], [Omission(**row) for row in data["omitted"]]
+        return Measured(results, omitted, [str(note) for note in data["notes"]])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LawmError(f"{where}: not a results file ({error})") from error

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lawm.evaluation import Result, interval, mean, ratio
+from lawm.evaluation import Result, interval, mean, ratio, result_of
 
 Row = dict[str, Any]
 """An episode as it is kept (lawm/cluster/plan.py, Planner.episode)."""
@@ -19,7 +19,8 @@ _HOW = {
 
 
 def summarize_episodes(rows: list[Row], dataset: str, step: int, resamples: int, seed: int) -> list[Result]:
-    """Errors by kind of dimension, ratios to the baselines, and costs, with paired intervals.
+    """Errors by kind of dimension, ratios to the baselines, and costs, with paired intervals over the
+    episodes' videos.
 
     `planning_error` is delta_xyz: translations alone, in their SI unit; rotation, gripper and the rest have figures of
     their own (`planning_rotation_error`, ...). Where displacement cannot be had, the errors are of commands, and are
@@ -43,11 +44,23 @@ def summarize_episodes(rows: list[Row], dataset: str, step: int, resamples: int,
         ("plans_outside_labels", mean, [outside], "share of plans", ""),
         ("seconds_per_plan", mean, [_column(rows, "seconds")], "s", ""),
     ]
+    groups = [str(row["group"]) for row in rows]
     results = []
     for name, statistic, arrays, what, control in figures:
-        value, low, high = interval(statistic, arrays, resamples, seed)
-        results.append(Result(name, value, low, high, len(rows), what, dataset, step, control, seed))
+        found = interval(statistic, arrays, groups, resamples, seed, positive=True)
+        said: dict[str, Any] = {"control": control, "seed": seed, **_reading(name, control)}
+        results.append(result_of(found, name, what, dataset, step, **said))
     return results
+
+
+def _reading(name: str, control: str) -> dict[str, str]:
+    """Which way of a figure is better, and what its landmark means."""
+    baseline = next((words for b, words in BASELINES.items() if name.endswith(f"_vs_{b}")), "")
+    if baseline:
+        return {"better": "lower", "one": f"1.0: as good as {baseline}"}
+    if name == "planned_cost_vs_true_actions":
+        return {"one": "below 1.0: the model likes its plan better than what really led to the goal"}
+    return {} if control or "error" not in name else {"better": "lower"}
 
 
 def _column(rows: list[Row], *path: str) -> np.ndarray:

@@ -21,7 +21,7 @@ from lawm.cluster.search_space import METRICS, PLANNING, Space, base_config, rea
 from lawm.cluster.session import Session
 from lawm.config import ConfigError, LawmError
 from lawm.data import INDEX_SCHEMA, list_videos, write_index
-from lawm.evaluation import capacity, control, cycle, leakage
+from lawm.evaluation import SUITE
 from lawm.planning import summarize_episodes
 from lawm.recipes import tiny
 from lawm.simulation import PushTSpec, simulate_pusht
@@ -158,11 +158,10 @@ def test_a_space_that_does_not_fit_the_config_is_one_line(
 
 
 def test_every_metric_is_one_that_an_evaluation_gives() -> None:
-    figures = [f for part in (capacity, leakage, cycle, control) for f in part.FIGURES]
-    measured = {f.name for f in figures if not f.control}
-    assert {n for n, e in METRICS.items() if e not in ("planning", "probes")} <= measured
+    measured = {f.name: name for name, evaluation in SUITE.items() for f in evaluation.figures if not f.control}
+    assert {n: e for n, e in METRICS.items() if e != "planning"}.items() <= measured.items()
     errors = {name: {"translation": 1.0} for name in ("planned", "random", "no_action", "mean_action")}
-    row = {"protocol": "custom", "measured": "actions", "units": {"translation": "m"}, "errors": errors}
+    row = {"group": "v", "protocol": "custom", "measured": "actions", "units": {"translation": "m"}, "errors": errors}
     row |= {"costs": {"best": 1.0, "true": 1.0}, "outside": [], "seconds": 1.0}
     given = {r.name for r in summarize_episodes([row, row], "d", 1, 100, 0) if not r.control}
     assert {*PLANNING} == given

@@ -14,6 +14,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
     base = {
         "episode": number,
         "key": f"v{number // 2}",
+        "group": f"v{number // 2}",
         "protocol": "paper-droid",
         "measured": "actions",
         "units": {"translation": "m", "gripper": "0..1"},
@@ -39,6 +40,8 @@ def test_kinds_have_figures_of_their_own() -> None:
     assert {b: values[f"planning_vs_{b}"] for b in ratios} == pytest.approx(ratios)
     assert values["planned_cost_vs_true_actions"] == pytest.approx(0.5) and values["plans_outside_labels"] == 0
     assert found["mean_action_error"].control == "mean action"
+    assert (found["planning_error"].n, found["planning_error"].videos) == (4, 2)  # intervals resample videos
+    assert found["planning_vs_no_action"].better == "lower" and found["planning_vs_no_action"].one.endswith("no action")
     assert found["no_action_gripper_error"].control == "no action"
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lawm.evaluation import Result
+from lawm.evaluation import Measured, Omission, Result
 from lawm.recipes import demo
 from lawm.report import (
     Curves,
@@ -31,17 +31,21 @@ from lawm.report import (
     pareto_plot,
     pareto_set,
     print_headlines,
+    print_sections,
     print_table,
+    results_sections,
     results_table,
     write_report,
 )
-from lawm.report.page import curves_plot, render_report
+from lawm.report.page import render_report
+from lawm.report.plots import curves_plot
+from lawm.report.tables import reading_table
 
 NASTY = "<script>alert('x')</script> & \"quotes\" $\\frac{"
 RESULTS = [
-    Result("one-step error", 0.7262, 0.7094, 0.7411, 512, "L1", "held-out PushT", 700),
-    Result("one-step error", 1.1301, 1.0902, 1.1703, 512, "L1", "held-out PushT", 700, control="shuffled latents"),
-    Result("planning error", 67.24, 50.02, 84.31, 40, "arena units", "held-out PushT", 700),
+    Result("one-step error", 0.7262, 0.7094, 0.7411, 512, 64, "L1", "PushT, held-out", 700, better="lower"),
+    Result("one-step error", 1.1301, 1.0902, 1.1703, 512, 64, "L1", "PushT, held-out", 700, control="shuffled latents"),
+    Result("planning error", 67.24, 50.02, 84.31, 40, 20, "arena units", "PushT, held-out", 700),
 ]
 
 
@@ -126,7 +130,8 @@ def test_a_whole_report(tmp_path: Path) -> None:
     page = Path(uri).read_text(encoding="utf-8")
     checker = checked(page)
     for expected in (
-        "0.726 [0.709, 0.741]", "1.13 [1.09, 1.17]", "67.2 [50.0, 84.3]", "512", "700", "arena units", "held-out PushT",
+        "0.726 [0.709, 0.741]", "1.13 [1.09, 1.17]", "67.2 [50.0, 84.3]", "512 / 64",
+        "Step: 700.", "arena units", "Data: PushT, held-out.",
         "0.781", "[0.744, 0.812], n = 512", "reached: at most 0.85", "missed: at least 1.3", "one seed",
         "First paragraph.", "Second paragraph.", "Controls are marked.", "model.bottleneck.beta 3e-05", "python",
     ):  # fmt: skip
@@ -140,11 +145,11 @@ def test_a_whole_report(tmp_path: Path) -> None:
 
 def test_text_is_escaped_everywhere() -> None:
     image = np.zeros((4, 4, 3), np.uint8)
-    result = Result(NASTY, 1.0, 0.5, 1.5, 3, NASTY, NASTY, 1, control=NASTY)
+    result = Result(NASTY, 1.0, 0.5, 1.5, 3, 2, NASTY, NASTY, 1, control=NASTY, one=NASTY, note=NASTY, checked_by=NASTY)
     sections: list[Section] = [
         Headlines(NASTY, [Headline(NASTY, 1.0, unit=NASTY, note=NASTY, at_most=2)]),
         Text(NASTY, NASTY, warning=True),
-        results_table(NASTY, [result], NASTY),
+        *results_sections(NASTY, Measured([result], [Omission(NASTY, NASTY, NASTY)], [NASTY])),
         curves(title=NASTY, x_label=NASTY, caption=NASTY, series=[Series(NASTY, [0, 1], [1, 2])]),
         Plot(NASTY, pareto_plot([1], [1], x_label=NASTY, y_label=NASTY, labels=[NASTY]), caption=NASTY),
         Pictures(NASTY, [[image]], [NASTY], [NASTY], caption=NASTY),
@@ -161,15 +166,49 @@ def test_terminal_shows_the_same_numbers() -> None:
     print_table(results_table("Evaluation [bold]", RESULTS), console)
     print_headlines(Headlines("Gates", [Headline("error [red]", 0.9, 0.8, 1.0, at_most=0.85)]), console)
     said = sink.getvalue()
-    for expected in ("0.726 [0.709, 0.741]", "· one-step error (shuffled latents)", "Evaluation [bold]", "error [red]"):
+    for expected in (
+        "0.726 [0.709, 0.741]",
+        "· one-step error",
+        "↓ one-step error",
+        "Evaluation [bold]",
+        "error [red]",
+    ):
         assert expected in said, expected
     assert "at most 0.85" in said and "missed" in said
 
 
+def test_names_stay_whole_on_a_narrow_terminal_and_no_escape_reaches_it() -> None:
+    sink = io.StringIO()
+    console = Console(file=sink, width=80)
+    names = ["controller_shuffled_vs_own", "leakage_score_copying_code", "probe_r2_linear[x of the end effector (m)]"]
+    results = [
+        Result(name, 0.0123, 0.0101, 0.0145, 256, 41, "standardised", "d\x1b[31m", 7, one="1.0: nothing")
+        for name in names
+    ]
+    print_sections(results_sections("runs/[red]\x1b[31mrun", Measured(results)), console)
+    said = sink.getvalue()
+    assert all(name in said for name in names) and "\x1b[31m" not in said and "[red]" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_results_say_how_to_read_them_and_what_is_not_there() -> None:
+    result = Result("r", 1.02, None, None, 8, 1, "ratio", "set", 7, better="lower", one="1.0: no better", note="short")
+    checked = Result("q", 1.02, 1.0, 1.1, 8, 4, "ratio", "set", 7, checked_by="r", note="short")
+    missing = [Omission("a", "no twin was given"), Omission("b", "no twin was given")]
+    shown = results_sections("t", Measured([result, checked], missing, ["2 clips were refused"]))
+    table, absent, reading = shown[1:]
+    assert isinstance(table, Table) and "r, q: short." in table.caption
+    assert table.rows[0][0] == "↓ r" and table.rows[0][2] == "8 / 1"
+    assert isinstance(absent, Text)
+    assert absent.body == "Not measured: a, b: no twin was given.\n\n2 clips were refused."
+    assert isinstance(reading, Table) and reading == reading_table([result, checked])
+    assert reading.rows == [["r", "less", "1.0: no better"], ["q", "-", "read it with r"]]
+
+
 def test_seeds_get_a_column_only_where_they_differ() -> None:
     assert "Seed" not in results_table("t", RESULTS).columns
-    table = results_table("t", [*RESULTS, Result("e", 1, 1, 1, 2, "", "d", 3, seed=4)])
-    assert table.columns[-1] == "Seed" and [row[-1] for row in table.rows] == [0, 0, 0, 4]
+    table = results_table("t", [*RESULTS, Result("e", 1, 1, 1, 2, 2, "", "d", 3, seed=4)])
+    assert table.columns[-3:] == ["Data", "Step", "Seed"] and [row[-1] for row in table.rows] == [0, 0, 0, 4]
     assert table.controls == {1}
     with pytest.raises(ValueError, match="row 0 has 1 cells, 2 expected"):
         Table("t", ["a", "b"], [["x"]])
