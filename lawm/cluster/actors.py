@@ -1,7 +1,7 @@
 """Work spread over actors that hold models: each piece goes to the next free one, and to another if its actor dies."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray import exceptions as ray_errors
@@ -11,8 +11,6 @@ from lawm.config import ClusterConfig, LawmError
 
 MAX_TRIES = 3
 """Tries of one piece of work, over actors that die, before the run stops."""
-
-Piece = TypeVar("Piece")
 
 
 class Actors:
@@ -34,13 +32,13 @@ class Actors:
     def spread(
         self,
         method: str,
-        pieces: Sequence[Piece],
-        keep: Callable[[Piece, Any], None],
+        pieces: Sequence[Any],
+        keep: Callable[[int, Any], None],
         *more: Any,
         what: str = "piece of work",
     ) -> None:
-        """Calls `method(piece, *more)` for every piece and gives `keep` each as it finishes. Raises LawmError for one
-        whose actor died MAX_TRIES times."""
+        """Calls `method(piece, *more)` for every piece; `keep(number, result)` gets each as it finishes. Raises LawmError
+        for one whose actor died MAX_TRIES times."""
         waiting, tries = list(range(len(pieces))), [0] * len(pieces)
         running: dict[Any, tuple[Any, int]] = {}
 
@@ -56,7 +54,7 @@ class Actors:
             done, _ = ray.wait(list(running), num_returns=1)
             actor, number = running.pop(done[0])
             try:
-                keep(pieces[number], ray.get(done[0]))
+                keep(number, ray.get(done[0]))
             except (
                 ray_errors.ActorDiedError,
                 ray_errors.ActorUnavailableError,

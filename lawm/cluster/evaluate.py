@@ -312,9 +312,7 @@ def evaluate(
     with Actors(Evaluator, (config, company), count, config.cluster) as actors:
         fitted = ray.put(fit_all(actors, work, e.seed))
         found: dict[int, Found] = {}
-        actors.spread(
-            "run", list(enumerate(work.units)), lambda job, one: found.__setitem__(job[0], one), fitted, what="unit"
-        )
+        actors.spread("run", work.units, found.__setitem__, fitted, what="unit")
     for number in sorted(found):  # in the order of the units, whichever was done first
         refused += found[number].refused
         for one, values in found[number].values.items():
@@ -338,14 +336,14 @@ def fit_all(actors: Actors, work: Work, seed: int) -> dict[str, Any]:
     collected: dict[str, dict[int, PerClip]] = {}
     fitted: dict[str, Any] = dict(work.unfitted)
 
-    def keep(job: tuple[int, Unit], found: Found) -> None:
+    def keep(number: int, found: Found) -> None:
         for name, values in found.values.items():
             if isinstance(values, Missing):
                 fitted[name] = values
             else:
-                collected.setdefault(name, {})[job[0]] = values
+                collected.setdefault(name, {})[number] = values
 
-    actors.spread("run", list(enumerate(work.fits)), keep, {}, what="unit")
+    actors.spread("run", work.fits, keep, {}, what="unit")
     for name in {unit.which[0] for unit in work.fits} - set(fitted):
         own, fit = collected.get(name, {}), SUITE[name].fit
         assert fit is not None

@@ -80,7 +80,10 @@ def interval(
     if videos < 2:
         return without("one video, and an interval needs two or more")
     picks = np.random.default_rng(seed).integers(0, videos, size=(resamples, videos))
-    rows = (np.concatenate([members[v] for v in pick]) for pick in picks)
+    if len({len(rows) for rows in members}) == 1:
+        rows = (picked.ravel() for picked in np.stack(members)[picks])
+    else:
+        rows = (np.concatenate([members[v] for v in pick]) for pick in picks)
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = np.array([statistic(*[a[r] for a in arrays]) for r in rows])
     draws = draws[np.isfinite(draws)]
