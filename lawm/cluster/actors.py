@@ -37,8 +37,9 @@ class Actors:
         *more: Any,
         what: str = "piece of work",
     ) -> None:
-        """Calls `method(piece, *more)` for every piece; `keep(number, result)` gets each as it finishes. Raises LawmError
-        for one whose actor died MAX_TRIES times."""
+        """Calls `method(piece, *more)` for every piece; `keep(number, result)` gets each as it finishes.
+
+        Raises LawmError for one whose actor died MAX_TRIES times."""
         waiting, tries = list(range(len(pieces))), [0] * len(pieces)
         running: dict[Any, tuple[Any, int]] = {}
 

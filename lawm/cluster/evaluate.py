@@ -17,7 +17,7 @@ import torch
 from lawm.cluster.actors import Actors
 from lawm.cluster.session import TRAIN, Need
 from lawm.config import Config, LawmError, parse_config
-from lawm.data import ClipReader, EmptySplit, Sample, Split
+from lawm.data import ClipReader, EmptySplit, Index, Sample, Split
 from lawm.evaluation import (
     SUITE,
     Clips,
@@ -179,7 +179,8 @@ class Work:
     missing: dict[str, Missing]
     unfitted: dict[str, Missing]
     notes: list[str]
-    videos: ClipReader
+    reader: ClipReader
+    videos: dict[str, Index]
     names: tuple[str, ...]
 
 
@@ -222,10 +223,12 @@ def plan_work(config: Config, company: Company, which: Sequence[str]) -> Work:
     units: list[Unit] = []
     fits: list[Unit] = []
     notes: list[str] = []
+    videos: dict[str, Index] = {}
     for reader, with_actions, names in groups.values():
         own, said = units_of(reader, split, with_actions, e.clips, e.batch, names)
         units += own
         notes += said
+        videos |= dict.fromkeys(names, videos_of(reader, own))
     for name in (n for n in which if n not in missing and SUITE[n].fit is not None):
         other = other_side(config, split, SUITE[name].labelled or always)
         if isinstance(other, Missing):
@@ -238,8 +241,14 @@ def plan_work(config: Config, company: Company, which: Sequence[str]) -> Work:
         own, _ = units_of(reader, side, SUITE[name].labelled or always, clips, e.batch, [name], fits=True)
         fits += own
     actions = plain.labels or (None if isinstance(labelled, Missing) else labelled.labels)
-    dims = () if actions is None else tuple(f"action {d + 1}" for d in range(actions.action_dim))
-    return Work(units, fits, missing, unfitted, notes, plain, dims)
+    dims = () if actions is None else tuple(dimension.name for dimension in actions.meaning.actions)
+    return Work(units, fits, missing, unfitted, notes, plain, videos, dims)
+
+
+def videos_of(reader: ClipReader, units: Sequence[Unit]) -> Index:
+    """The videos that the units' clips are taken of."""
+    positions = np.array([position for unit in units for position in unit.positions], dtype=np.int64)
+    return reader.index.filtered(np.isin(np.arange(len(reader.index)), reader.plan.rows(positions).video))
 
 
 def more_clips(split: Split) -> str:
@@ -281,7 +290,7 @@ def check_asked(config: Config, company: Company, which: Sequence[str]) -> Work:
         check_state_a_frame(config.encoder, config.data.clip)
     work = plan_work(config, company, which)
     if "leakage" in which:
-        check_free_of_the_past(work.videos.cache, "leakage (leave it out with --which)")
+        check_free_of_the_past(work.reader.cache, "leakage (leave it out with --which)")
     return work
 
 
@@ -304,7 +313,7 @@ def evaluate(
     """
     work = check_asked(config, company, which)
     e, step = config.evaluate, int(read_about(company.model)["step"])
-    name = data_name(dataset, work.videos.index, company.all)
+    called = {id(videos): data_name(dataset, videos, company.all) for videos in work.videos.values()}
     parts: dict[str, list[PerClip]] = {one: [] for one in which}
     missing = dict(work.missing)
     refused: list[str] = []
@@ -322,6 +331,7 @@ def evaluate(
                 parts[one].append(values)
     measured = Measured(notes=[*work.notes, *refusals(refused)])
     for one in which:
+        name = called[id(work.videos[one])] if one in work.videos else dataset or ""
         if one in missing:
             measured.omitted.append(Omission(one, missing[one].reason, name))
         elif not parts[one]:

@@ -62,9 +62,9 @@ def results_table(title: str, results: Sequence[Result], caption: str = "") -> T
     for result in results:
         arrow = {"lower": "↓ ", "higher": "↑ ", "": ""}[result.better]
         estimate = Estimate(result.value, result.low, result.high)
-        rows.append([arrow + result.name, estimate, f"{result.n:,} / {result.videos:,}", result.unit])
+        rows.append([arrow + result.name, estimate, result.n, result.videos, result.unit])
         rows[-1] += [getattr(result, name) for name, _ in several]
-    columns = ["Measure", "Value [95 %]", "Clips / videos", "Unit", *(column for _, column in several)]
+    columns = ["Measure", "Value [95 %]", "Clips", "Videos", "Unit", *(column for _, column in several)]
     controls = frozenset(i for i, result in enumerate(results) if result.control)
     said = [*shared, "Intervals resample videos.", *notes_of(results), *([caption] if caption else [])]
     return Table(title, columns, rows, controls, " ".join(said))
@@ -83,17 +83,19 @@ def _listed(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
+ARROWS = "↓ less is better, ↑ more is better; · a control: what the figure would be without what it claims to measure."
+
+
 def reading_table(results: Sequence[Result]) -> Table:
-    """What the figures mean: which way is better, what the landmark says, which figure they have to be read with."""
+    """What the figures mean: what the landmark says, which figure they have to be read with."""
     rows: list[list[Cell]] = []
     for result in {result.name: result for result in results}.values():
         words = [result.one] if result.one else []
         words += [f"control: {result.control}"] if result.control else []
         words += [f"read it with {result.checked_by}"] if result.checked_by else []
-        better = {"lower": "less", "higher": "more", "": "-"}[result.better]
-        if words or result.better:
-            rows.append([result.name, better, "; ".join(words)])
-    return Table("How to read them", ["Measure", "Better", "What it says"], rows)
+        if words:
+            rows.append([result.name, "; ".join(words)])
+    return Table("How to read them", ["Measure", "What it says"], rows, caption=ARROWS)
 
 
 def omissions_text(measured: Measured) -> Text | None:
@@ -126,7 +128,10 @@ def plain(text: str) -> RichText:
 _PLAIN: dict[str, Any] = dict.fromkeys(("title_justify", "caption_justify"), "left") | {
     "box": SIMPLE_HEAD,
     "pad_edge": False,
+    "padding": (0, 1, 0, 0),
 }
+ESTIMATE_WIDTH = 23
+"""Columns of the terminal that `0.726 [0.709, 0.741]` and its like need on one line."""
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
@@ -134,13 +139,14 @@ def print_table(table: Table, console: Console | None = None) -> None:
     shown = RichTable(title=plain(table.title), caption=plain(table.caption), **_PLAIN)
     numeric = numeric_columns(table)
     for i, column in enumerate(table.columns):
-        shown.add_column(
-            plain(column),
-            justify="right" if i in numeric else "left",
-            overflow="fold",
-            no_wrap=i == 0 or i in numeric,
-            min_width=max((len(plain(format_cell(row[0]))) + 2 for row in table.rows), default=0) if i == 0 else None,
-        )
+        cells = [row[i] for row in table.rows]
+        texts = [len(plain(format_cell(cell))) for cell in cells]
+        least = max(texts, default=0) + 2 if i == 0 else None  # names stay whole
+        if any(isinstance(cell, Estimate) for cell in cells):
+            least = min(max(texts), ESTIMATE_WIDTH)
+        whole = i == 0 or all(isinstance(cell, int) for cell in cells)
+        justify: Any = "right" if i in numeric else "left"
+        shown.add_column(plain(column), justify=justify, overflow="fold", no_wrap=whole, min_width=least)
     for i, row in enumerate(table.rows):
         first, *others = (plain(format_cell(cell)) for cell in row)
         control = i in table.controls

@@ -47,7 +47,7 @@ def test_a_whole_evaluation_is_typed_and_says_what_it_is_about(
     expected = {
         "one_step_error", "error_vs_deterministic", "leakage_score", "motion_explained", "leakage_score_copying_code",
         "cycle_ratio", "cycle_shuffled_vs_transfer", "controller_vs_idm", "controller_shuffled_vs_own",
-        "probe_r2_linear", "probe_r2_mlp", "probe_r2_linear[action 2]",
+        "probe_r2_linear", "probe_r2_mlp", "probe_r2_linear[action 1]",
     }  # fmt: skip
     assert expected <= set(by_name)
     held_out = ClipReader(config, "val")
