@@ -43,7 +43,7 @@ FIGURES: tuple[Figure[Control], ...] = (
     Figure("controller_cosine", lambda v: (v.cosine,), unit="cosine", better="higher", positive=False),
     Figure("controller_l2", lambda v: (v.l2,), unit="L2", better="lower"),
     Figure(
-        "inverse_controller_mse", lambda v: (v.inverse,), unit="standardised", better="lower",
+        "inverse_controller_mse", lambda v: (v.inverse,), unit="std^2", better="lower",
         one="1.0: as good as guessing the mean action",
     ),
 )  # fmt: skip
