@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lawm.config import LawmError, TimmEncoder, VJepa2Encoder, override
 from lawm.data import Cursor
-from lawm.model.encoder import TimmStates
+from lawm.model.encoder.backbone import TimmStates
 from lawm.recipes import tiny
 from lawm.training import (
     Checkpoint,

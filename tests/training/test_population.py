@@ -14,7 +14,7 @@ from jobs import train
 from lawm.cluster.fit import fit_population
 from lawm.cluster.session import Session
 from lawm.config import Config, LawmError, Noisy, override
-from lawm.model.encoder import PixelStates
+from lawm.model.encoder.pixels import PixelStates
 from lawm.storage import StorageError
 from lawm.training import (
     checkpoint_name,

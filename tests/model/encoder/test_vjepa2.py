@@ -13,7 +13,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from lawm.config import ClipSpec, LawmError, VJepa2Encoder
 from lawm.model import load_encoder
-from lawm.model.encoder import VJEPA2_SIZES, VJepa2States
+from lawm.model.encoder.vjepa2 import VJEPA2_SIZES, VJepa2States
 
 WIDTH, DEPTH, HEADS, HIDDEN = VJEPA2_SIZES["tiny"]
 CLIP = ClipSpec(frames=6, size=48)

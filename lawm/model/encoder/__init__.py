@@ -1,0 +1,1 @@
+"""Frames -> states: a frozen encoder, causal in time. One file an encoder; weights that come in files have their own."""
