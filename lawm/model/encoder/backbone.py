@@ -23,7 +23,7 @@ class TimmStates(Encoder):
 
         backbone = load_timm(config, clip.size)
         data = resolve_model_data_config(backbone)
-        super().__init__(data["mean"], data["std"])
+        super().__init__(data["mean"], data["std"], config.mean, config.std)
         # Depthwise convolutions run two to three times as fast in this layout, on CPUs and on GPUs.
         self.backbone = backbone.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.stage, self.name = config.stage, config.model
@@ -99,5 +99,5 @@ def load_timm(config: TimmEncoder, size: int) -> nn.Module:
                 f"({str(error).splitlines()[0]}); give a local file with --set encoder.weights=PATH"
             ) from error
     if config.weights not in ("pretrained", "random"):
-        load_weights(model, config.weights)
+        load_weights(model, config.weights, config.model)
     return model

@@ -25,10 +25,19 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        other_mean: tuple[float, ...] | None = None,
+        other_std: tuple[float, ...] | None = None,
+    ) -> None:
+        """`mean`, `std`: of each colour in [0, 1], its own; `other_mean`, `other_std`: what is used instead."""
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        used = (other_mean or mean, other_std or std)
+        self.renormalised = used if used != (tuple(mean), tuple(std)) else None
+        self.register_buffer("mean", torch.tensor(used[0]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(used[1]).view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> "Encoder":
         return super().train(False)
@@ -50,9 +59,12 @@ class Encoder(nn.Module):
         return (frames_BFCHW.float() / 255.0 - self.mean) / self.std
 
     def fingerprint(self) -> str:
-        """A hash of the weights and of the shape of the states; equal encoders have equal ones."""
+        """A hash of the weights, of the shape of the states and of a mean or std that is not the encoder's own; equal
+        encoders have equal ones."""
         digest = hashlib.blake2b(digest_size=8)
         digest.update(f"{type(self).__name__} {self.state_width} {self.tokens}".encode())
+        if self.renormalised is not None:
+            digest.update(f"mean and std {self.renormalised}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -36,7 +36,7 @@ class VJepa2States(Encoder):
     recompute = False
 
     def __init__(self, config: VJepa2Encoder, clip: ClipSpec) -> None:
-        super().__init__((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        super().__init__((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), config.mean, config.std)
         if clip.size % self.PATCH:
             raise LawmError(f"data.clip.size = {clip.size}: V-JEPA 2 needs a multiple of {self.PATCH}; set one")
         if config.causality != "duplicate" and clip.frames * clip.duplicate % TUBELET:
