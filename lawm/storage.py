@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import random
+import re
 import shutil
 import tempfile
 import threading
@@ -26,6 +27,8 @@ from lawm.s3 import S3, StorageError, bucket_key
 from lawm.s3 import NotFoundError as NotFoundError
 
 _FILE = "file://"
+_TEMPORARY = re.compile(r"\..+\.\d+\.\d+\.tmp", re.DOTALL)
+"""The names of what `atomic_file` writes to."""
 _READ_AHEAD = 1 << 20
 """Bytes fetched by one ranged request of a buffered S3 file, at least."""
 _RANGES_HELD = 4
@@ -488,6 +491,16 @@ def atomic_file(uri: str) -> Iterator[IO[bytes]]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def sweep(uri: str) -> None:
+    """Removes what `atomic_file` has left in a local folder (not below it) where its process was killed."""
+    if is_s3(uri) or not os.path.isdir(_local(uri)):
+        return
+    for path in Path(_local(uri)).glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            with _local_errors(uri):
+                path.unlink(missing_ok=True)
 
 
 def _upload(uri: str, file: IO[bytes]) -> None:

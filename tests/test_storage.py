@@ -4,6 +4,8 @@ import errno
 import io
 import os
 import shutil
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -268,3 +270,16 @@ def test_a_folder_that_goes_away_while_it_is_listed_is_left_out(tmp_path: Path) 
     found = [next(listing)]
     shutil.rmtree(tmp_path / "b")
     assert [Path(uri).parent.name for uri, _ in [*found, *listing]] == ["a", "c"]
+
+
+def test_what_killed_writers_leave_is_swept(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom lawm import storage\n"
+        "with storage.atomic_file(sys.argv[1]) as f: f.write(b'x'); f.flush(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.tar")])
+    (tmp_path / ".own.tmp").touch()
+    assert len(list(tmp_path.iterdir())) == 2
+    storage.sweep(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [".own.tmp"]
+    storage.sweep(str(tmp_path / "none"))

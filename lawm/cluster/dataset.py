@@ -75,7 +75,11 @@ def read_dataset(
     wanted = json.loads(json.dumps({"source": source} | asdict(chosen)))
     if storage.exists(storage.join(out, MANIFEST)):
         claim(out, MANIFEST, wanted)
-    recordings = _recordings(source, chosen, out, config, progress)
+    storage.sweep(out)
+    try:
+        recordings = _recordings(source, chosen, out, config, progress)
+    finally:
+        storage.sweep(out)  # tasks that were ended leave half a shard
     table = _label_table(recordings, chosen, source)
     claim(out, MANIFEST, wanted)
     # The index comes last, so that none is there that was not held against its labels.

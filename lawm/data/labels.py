@@ -140,6 +140,11 @@ class Labels:
             least = {"state_delta": 1, "pose_delta": 6, "planar_delta": 3}[self.kind]
             if self._states is None or (len(keys) and self._states.values.shape[1] < least):
                 raise LawmError(f"{where}: {self.kind} is made of states; expected {least} numbers or more for each")
+            if self.kind == "planar_delta" and len(keys) and self._states.values.shape[1] != least:
+                raise LawmError(
+                    f"{where}: planar_delta is made of x, y, yaw, and the states are of "
+                    f"{self._states.values.shape[1]} numbers; a pose in space is pose_delta"
+                )
             self._actions = self._states
         else:
             self._actions = _ragged(_column(table, "actions", where), keys, f"{where}: actions")

@@ -218,6 +218,8 @@ def test_kinds_that_cannot_be(tmp_path: Path) -> None:
         Labels(table.replace_schema_metadata({b"lawm.actions": b"mean"}))
     with pytest.raises(LawmError, match="pose_delta is made of states; expected 6 numbers or more"):
         Labels(table.replace_schema_metadata({b"lawm.actions": b"pose_delta"}))
+    with pytest.raises(LawmError, match=r"planar_delta is made of x, y, yaw, and the states are of 6 numbers"):
+        write_labels([VideoLabels("v", 4.0, np.zeros((3, 2)), np.zeros((4, 6)))], str(tmp_path / "l"), "planar_delta")
     with pytest.raises(LawmError, match="planar_delta is made of states"):
         write_labels([VideoLabels("v", 4.0, np.zeros((3, 2)), np.zeros((4, 2)))], str(tmp_path / "l"), "planar_delta")
 

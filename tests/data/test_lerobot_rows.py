@@ -1,5 +1,6 @@
 """One bad row of LeRobot's tables costs one row: the others keep their frames, and the right one is blamed."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -254,3 +255,13 @@ def test_no_table_at_all(data: Path) -> None:
     (data / META).unlink()
     with pytest.raises(LawmError, match="expected the table of episodes"):
         read(data)
+
+
+@pytest.mark.parametrize("names", [["shoulder_pan.pos"] * 8, {"motors": [f"joint_{i}" for i in range(8)]}])
+def test_joints_are_no_poses(names: Any, data: Path) -> None:
+    info = json.loads((data / "meta/info.json").read_text())
+    info["features"]["observation.state"]["names"] = names
+    (data / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(LawmError, match=r"--actions pose_delta is of poses, and observation.state is of joints by its"):
+        read(data, actions="pose_delta")
+    assert all(r.reason is None for r in read(data, actions="state_delta").values())

@@ -5,6 +5,7 @@ whose steps are in it. Each is a recording with a reason.
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from lawm.data.index import parquet_errors
 from lawm.data.labels import ActionKind, VideoLabels
 from lawm.video import VideoRef, probe
 
+_JOINTS = re.compile(r"joint|shoulder|elbow|waist|forearm|wrist_(flex|roll|angle|rotate)|motor|servo|qpos")
 MOST_MISSING = 10_000
 """Episodes that info.json counts and no table names are rows of their own up to here."""
 DROID_STATE = ("observation.state.cartesian_position", "observation.state.gripper_position")
@@ -76,7 +78,21 @@ def choices(source: str, spec: ReadSpec) -> ReadSpec:
         if name not in features:
             known = [n for n, f in features.items() if str(f.get("dtype", "")).startswith("float")]
             raise LawmError(f"{source}: no feature {name}; expected some of {', '.join(known)}")
+    if kind in ("pose_delta", "planar_delta"):
+        _no_joints(source, kind, state, features)
     return ReadSpec(spec.kind, tuple(cameras or (outside or videos)[:1]), kind, action, tuple(state), None, spec.limit)
+
+
+def _no_joints(source: str, kind: str, state: Sequence[str], features: dict[str, Any]) -> None:
+    """Raises LawmError for states that are joints' by name: as a pose they would be taken for metres and angles."""
+    for name in state:
+        said = [name, *(d.name for d in _named(features, name))]
+        joints = [each for each in said if _JOINTS.search(each.lower())]
+        if joints:
+            raise LawmError(
+                f"{source}: --actions {kind} is of poses, and {name} is of joints by its names ({', '.join(joints[:3])});"
+                " take other columns with --state, or --actions state_delta"
+            )
 
 
 def meaning(source: str, spec: ReadSpec) -> Meaning:
