@@ -6,6 +6,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from lawm import storage
@@ -49,18 +50,14 @@ def expand(ref: VideoRef) -> Iterator[VideoRef]:
         return
     stem = ref.key[: -len(".tar")]
     seen: Counter[str] = Counter()
-    try:
-        opened = storage.open_file(ref.source)
-    except storage.StorageError as error:
-        if not storage.tells_of_one(error, ref.source):
-            raise
-        yield ref
-        return
-    with opened as file:
+    with ExitStack() as stack:
         try:
+            file = stack.enter_context(storage.open_file(ref.source))
             # Not "r": that would unpack compressed tars, whose members have no offset.
             tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-        except _DAMAGED:
+        except (storage.StorageError, *_DAMAGED) as error:
+            if isinstance(error, storage.StorageError) and not storage.tells_of_one(error, ref.source):
+                raise
             yield ref
             return
         member: tarfile.TarInfo | None = None

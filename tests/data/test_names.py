@@ -1,21 +1,25 @@
 """Names that people give to files: each is one video, under a key that can be written and read back."""
 
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import unicodedata
+import uuid
 from pathlib import Path
 
 import pytest
 from made_videos import number_of, write_video
 
+from lawm import storage
 from lawm.config import ClipSpec, VideoLimits
 from lawm.data import Index, PrepareSpec, VideoLabels, list_videos, prepare_shard, read_index, write_index, write_labels
 from lawm.data.index import rows_to_table
 from lawm.data.labels import read_labels
+from lawm.s3 import client as s3_client
 from lawm.video import decode_clip, probe, ref_of
 
 CLIP, LIMITS = ClipSpec(frames=4, fps=4.0, size=96), VideoLimits()
@@ -166,3 +170,55 @@ def test_twins_of_keys_stay_apart(named: Path) -> None:
     assert len(set(keys)) == len(keys) == 2 * (len(NAMES) + 3)
     index = Index(rows_to_table([probe(ref, LIMITS) for ref in list_videos([str(named / NFC), str(named / NFD)])]))
     assert list(index.keys()) == [NFC, NFD]
+
+
+# ---------------------------------------------------------------- on S3
+KEYS = (
+    "a b.mp4", "a+b.mp4", "a%20b.mp4", "a#b?c.mp4", "[x] *.mp4", "-x.mp4", "a&b=c;d.mp4", "日本語.mp4",
+    NFC, NFD, "//double//slash.mp4", "~/$HOME.mp4", "quote'\".mp4", "\u202egnp.mp4", ".hidden.mp4", "n" * 500 + ".mp4",
+)  # fmt: skip
+
+
+@pytest.fixture
+def bucket(s3: str) -> str:
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    s3_client().create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+def test_every_key_on_s3_is_listed_probed_and_decoded(named: Path, bucket: str) -> None:
+    data = (named / "original").read_bytes()
+    for key in KEYS:
+        storage.write_bytes(f"{bucket}/names/{key}", data)
+    refs = list(list_videos([f"{bucket}/names/"]))
+    assert {ref.key for ref in refs} == set(KEYS)
+    rows = [probe(ref, LIMITS) for ref in refs]
+    assert {row["key"]: row["reason"] for row in rows if row["reason"]} == {}
+    index = Index(rows_to_table(rows))
+    assert all(number_of(decode_clip(index.ref(i), 0.5, CLIP, LIMITS).frames_FCHW[0]) == 15 for i in range(len(KEYS)))
+    one = f"{bucket}/names/[x] *.mp4"  # a name, and no pattern
+    assert [ref.source for ref in list_videos([one])] == [one]
+
+
+def test_objects_that_are_archived_or_forbidden_are_rows_with_their_reason(named: Path, bucket: str) -> None:
+    """The server is the one that has storage classes and policies of buckets."""
+    data, client = (named / "original").read_bytes(), s3_client()
+    name = bucket.removeprefix("s3://")
+    for key, more in {
+        "good.mp4": {}, "cold.mp4": {"StorageClass": "GLACIER"}, "colder.tar": {"StorageClass": "DEEP_ARCHIVE"},
+        "mine.mp4": {}, "mine.tar": {},
+    }.items():  # fmt: skip
+        client.put_object(Bucket=name, Key=f"odd/{key}", Body=data, **more)
+    client.put_object(Bucket=name, Key="odd/zero.mp4", Body=b"")
+    denied = [f"arn:aws:s3:::{name}/odd/mine.{suffix}" for suffix in ("mp4", "tar")]
+    statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject", "Resource": denied}
+    client.put_bucket_policy(Bucket=name, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
+    try:
+        rows = {row["key"]: row["reason"] for row in (probe(ref, LIMITS) for ref in list_videos([f"{bucket}/odd"]))}
+    finally:
+        client.delete_bucket_policy(Bucket=name)
+    assert set(rows) == {"good.mp4", "cold.mp4", "colder.tar", "mine.mp4", "mine.tar", "zero.mp4"}
+    assert rows["good.mp4"] is None and rows["zero.mp4"] == "empty: 0 bytes"
+    for key, said in {"cold.mp4": "archived (GLACIER)", "colder.tar": "archived (DEEP_ARCHIVE)"}.items():
+        assert str(rows[key]).startswith("unreadable: ") and said in str(rows[key])
+    assert all("access denied" in str(rows[f"mine.{suffix}"]) for suffix in ("mp4", "tar"))

@@ -86,13 +86,11 @@ def choices(source: str, spec: ReadSpec) -> ReadSpec:
 def _no_joints(source: str, kind: str, state: Sequence[str], features: dict[str, Any]) -> None:
     """Raises LawmError for states that are joints' by name: as a pose they would be taken for metres and angles."""
     for name in state:
-        said = [name, *(d.name for d in _named(features, name))]
-        joints = [each for each in said if _JOINTS.search(each.lower())]
+        names = [name, *(d.name for d in _named(features, name))]
+        joints = [each for each in names if _JOINTS.search(each.lower())]
         if joints:
-            raise LawmError(
-                f"{source}: --actions {kind} is of poses, and {name} is of joints by its names ({', '.join(joints[:3])});"
-                " take other columns with --state, or --actions state_delta"
-            )
+            said = f"--actions {kind} is of poses, and {name} is of joints by its names ({', '.join(joints[:3])})"
+            raise LawmError(f"{source}: {said}; take other columns with --state, or --actions state_delta")
 
 
 def meaning(source: str, spec: ReadSpec) -> Meaning:
