@@ -199,6 +199,8 @@ PLAIN = {
     "h264 interlaced": (f"{H264} -flags +ilme+ildct {B2}", "mp4 mkv ts"),
     "hevc": (f"{HEVC}:bframes=3:b-adapt=0:keyint=20:open-gop=0", "mp4 mov mkv ts flv avi"),
     "hevc open": (f"{HEVC}:bframes=4:b-adapt=0:keyint=16:open-gop=1", "mp4 mkv ts"),
+    "hevc fields": (f"{HEVC}:interlace=tff:bframes=2:keyint=20", "mp4 mkv ts"),
+    "h264 16 b": (f"{H264} -bf 16 -b_strategy 0 -g 40", "mp4 avi ts"),
     "hevc no b": (f"{HEVC}:bframes=0:keyint=20", "mp4 mkv ts"),
     "mpeg4": (f"{MPEG4} -g 20", "avi mp4 mov mkv 3gp asf ts"),
     "mpeg4 b": (f"{MPEG4} -bf 2 -g 20", "avi mp4 mov mkv asf ts"),
@@ -254,6 +256,10 @@ UNEVEN = "settb=1/90000,setpts='(N+0.2*mod(N*7\\,5)+3*floor(N/20))/30/TB'"
 """Frames 1/30 s apart and more or less, with a gap of a tenth of a second each 20."""
 
 
+TWICE = {
+    "ts flv mkv mp4 avi asf": f"{H264} {B2}", "mpg vob": f"{MPEG2} -bf 2 -g 15", "ogv": "-c:v libtheora -q:v 8",
+    "webm ivf": f"{VP8} -g 20",
+}  # fmt: skip
 BLACK = "drawbox=c=black:t=fill:enable='{}'"
 
 
@@ -288,6 +294,7 @@ def cases() -> list[Case]:
         found.append(Case(f"mjpeg {said}.avi", "-c:v mjpeg -q:v 3", size=size))
     for name, extra in {
         "offset.mkv": "-output_ts_offset 7.3", "offset.ts": "-output_ts_offset 1000",
+        "wrap.ts": "-output_ts_offset 95441.5",
         "offset.flv": "-output_ts_offset 5",
         "no edit list.mp4": "-use_editlist 0", "fragmented.mp4": "-movflags frag_keyframe+empty_moov",
         "fragmented cmaf.mp4": "-movflags cmaf+frag_keyframe", "faststart.mp4": "-movflags faststart",
@@ -311,16 +318,18 @@ def special_cases() -> list[Case]:
         Case("copied from avi.mkv", f"{h264} -f avi", after=_copied, may_refuse=True),
         Case("copied from avi mpeg4.mp4", f"{MPEG4} -bf 2 -g 20 -f avi", after=_copied, may_refuse=True),
         Case("packed.avi", f"{MPEG4} -bf 1 -b_strategy 0 -g 20", after=_packed),
-        Case("twice.ts", h264, after=_twice, may_refuse=True),
-        Case("twice.mpg", f"{MPEG2} -bf 2 -g 15", after=_twice, may_refuse=True),
-        Case("twice.ogv", "-c:v libtheora -q:v 8", after=_twice, may_refuse=True),
-        Case("twice.flv", h264, after=_twice, may_refuse=True),
-        Case("twice.mkv", h264, after=_twice, may_refuse=True),
+        *(
+            Case(f"twice.{suffix}", options, after=_twice, may_refuse=True)
+            for suffixes, options in TWICE.items()
+            for suffix in suffixes.split()
+        ),
+        Case("joined later.ts", h264, after=_joined_later, may_refuse=True),
+        Case("joined brief.ts", f"{h264} -frames:v 6", after=_twice, may_refuse=True),
         Case("black at times.avi", "-c:v rawvideo -pix_fmt bgr24", filters=BLACK.format("eq(mod(n,7),3)")),
         Case("black.mov", "-c:v rawvideo -pix_fmt rgb24", filters=BLACK.format("lt(mod(n,9),4)")),
         Case("raw stream.h264", h264, may_refuse=True),
         Case("raw stream.hevc", HEVC, may_refuse=True),
-        Case("raw stream.m4v", f"{MPEG4} -bf 2", may_refuse=True),
+        Case("raw stream.m4v", f"{MPEG4} -bf 2 -f m4v", may_refuse=True),
         Case("raw stream.m2v", f"{MPEG2} -bf 2", may_refuse=True),
         Case("raw stream.obu", "-c:v libsvtav1 -preset 12", may_refuse=True),
     ]  # fmt: skip
@@ -342,11 +351,18 @@ def _cut_bytes(shop: Workshop, path: Path) -> None:
 
 
 def _copied(shop: Workshop, path: Path) -> None:
-    shop.ffmpeg("-i", _before(path), "-c", "copy", path)
+    shop.ffmpeg("-fflags", "+genpts", "-i", _before(path), "-c", "copy", path)
 
 
 def _twice(shop: Workshop, path: Path) -> None:
     path.write_bytes(_before(path).read_bytes() * 2)
+
+
+def _joined_later(shop: Workshop, path: Path) -> None:
+    """Two streams of which the second begins after the first has ended."""
+    later = path.with_name("later_" + path.name)
+    shop.ffmpeg("-i", _before(path), "-c", "copy", "-output_ts_offset", 30, later)
+    path.write_bytes(_before(path).read_bytes() + later.read_bytes())
 
 
 def _packed(shop: Workshop, path: Path) -> None:

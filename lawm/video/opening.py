@@ -40,6 +40,10 @@ _ASIDE = ("thumbnail", "preview", "cover")
 _PICTURE_CODECS = ("png", "bmp", "gif", "tiff", "webp", "jpeg2000", "mjpeg")
 """Beside a film, a stream in one of these with a fifth of its pictures a second is made of thumbnails."""
 _INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
+_RAW = (b"\0\0\1\x67", b"\0\0\0\1", b"\0\0\1\xb3", b"\0\0\1\xb0", b"\0\0\1\xb5", b"\0\0\1\x00", b"\x12\x00\x0a")
+_JUMPING = ("mpegts", "mpeg", "ogg")
+"""Containers of which FFmpeg takes a jump in time of _JUMP_S for the beginning of another film."""
+_JUMP_S = 10.0
 _REPLACED = "the object is not the one that was indexed; index again"
 
 
@@ -133,16 +137,24 @@ class Video:
                 before = packet.dts
                 stamp = self.stamp(packet)
                 if stamp is not None and not packet.is_discard and not self.lost(packet):
-                    # All that is decoded before a key frame is shown before it.
-                    if packet.is_keyframe and stamp < latest:
-                        again = f"after {self.at(int(latest)):.3f} s times start again at {self.at(stamp):.3f} s"
-                        raise self.error("bad_timestamps", f"{again}: videos put one after the other? remux it")
+                    if packet.is_keyframe and latest > -math.inf:
+                        self._check_order(int(latest), stamp)
                     latest = max(latest, stamp)
                 yield packet
         except (av.error.ExitError, TimeoutError):
             raise self.error("timeout", f"not read after {self.limits.timeout_s:g} s") from None
         except (av.error.FFmpegError, IndexError):  # IndexError: PyAV, at the end, if a stream has turned up meanwhile
             return
+
+    def _check_order(self, latest: int, key: int) -> None:
+        """Raises VideoError where a key frame cannot belong to the film before it."""
+        jumps = self.container.format.name in _JUMPING and (key - latest) * self.tick > _JUMP_S
+        # All that is decoded before a key frame is shown before it.
+        if key < latest or jumps:
+            said = (
+                f"after {self.at(latest):.3f} s times {'jump to' if jumps else 'start again at'} {self.at(key):.3f} s"
+            )
+            raise self.error("bad_timestamps", f"{said}: videos put one after the other? remux it")
 
     def packets_around(self, at: float) -> Iterator[Packet[VideoStream]]:
         """Packets from a key frame on that is shown at or before `at` seconds; where there is none, from the first.
@@ -254,6 +266,8 @@ def open_video(ref: VideoRef, limits: VideoLimits, deadline: float) -> Iterator[
             said = getattr(error, "strerror", None) or str(error)
             if head[4:8] in _ISO:
                 raise VideoError("truncated", where, f"the table of contents (moov) is not there: {said}") from None
+            if head.startswith(_RAW):
+                raise VideoError("not_video", where, "a raw stream has no times: put it into a container") from None
             known = head.startswith(_OTHERS)
             raise VideoError("corrupt" if known else "not_video", where, said) from None
         video = _video_of(container, ref, limits, deadline)

@@ -30,8 +30,9 @@ _ONE_EACH = (
 """Decoders that give one picture for each packet, save for what its header says. With others every frame is decoded."""
 _NO_VOP = 19
 """Bytes up to which a packet of MPEG-4 may be one that holds no picture (MAX_NVOP_SIZE in FFmpeg's mpeg4videodec)."""
-_SAMPLE = 16
-"""Pictures that are decoded at each end of a video to see whether the packets have said the truth."""
+_AT_START, _AT_END = 8, 4
+"""Pictures that are decoded at the beginning of a video, and from its last key frame on, to see whether the packets
+have said the truth."""
 
 
 def probe(ref: VideoRef, limits: VideoLimits) -> dict[str, Any]:
@@ -173,14 +174,15 @@ def _agrees(video: Video, said: _Times) -> bool:
             video.rewind(None)
         damages: list[tuple[float, int]] = []
         shown = all_frames(video, damages, None if whole and at == 0.0 else video.packets_around(at))
-        pictures = itertools.islice((t for t, _ in shown if t >= at - video.near), _SAMPLE)
+        count = _AT_START if at == 0.0 else _AT_END
+        pictures = itertools.islice((t for t, _ in shown if t >= at - video.near), count)
         try:
             found = np.array(list(pictures))
         except VideoError as error:
             if error.reason != "bad_timestamps":
                 raise
             return False
-        wanted = said.times_N[said.times_N >= at - video.near][:_SAMPLE]
+        wanted = said.times_N[said.times_N >= at - video.near][:count]
         same = len(found) == len(wanted) and np.all(np.abs(found - wanted) <= 2 * video.near)
         if not (same or damages):
             return False
