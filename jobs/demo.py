@@ -130,8 +130,8 @@ def train_all(demo: Demo) -> None:
 def measure(demo: Demo) -> Measured:
     """Evaluations on held-out PushT, planning, and what can be said of the natural videos."""
     from lawm.cluster.evaluate import Company, evaluate
-    from lawm.cluster.plan import plan_episodes
-    from lawm.planning import summarize_episodes
+    from lawm.cluster.plan import label_ranges, plan_episodes
+    from lawm.planning import remarks, summarize_episodes
     from lawm.training import read_about
 
     model, twin, controller = (demo.path(n) for n in ("model", "deterministic", "controller"))
@@ -147,7 +147,8 @@ def measure(demo: Demo) -> Measured:
         )
         e = config.evaluate
         step = read_about(model)["step"]
-        measured += Measured(summarize_episodes(rows, dataset, step, e.bootstrap, e.seed))
+        notes = remarks(rows, label_ranges(config), config.plan.percentiles)
+        measured += Measured(summarize_episodes(rows, dataset, step, e.bootstrap, e.seed), notes=notes)
     write_results(demo.path("results.json"), measured)
     return measured
 

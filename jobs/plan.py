@@ -54,10 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     step, e = read_about(model)["step"], config.evaluate
     name = dataset_name(config, args.dataset, [model, controller])
     results = summarize_episodes(rows, name, step, e.bootstrap, e.seed)
-    write_results(storage.join(out, "results.json"), Measured(results))
+    notes = remarks(rows, label_ranges(config), config.plan.percentiles)
+    write_results(storage.join(out, "results.json"), Measured(results, notes=notes))
     print_table(results_table(f"planning with {args.checkpoint}", results))
-    for said in remarks(rows, label_ranges(config), config.plan.percentiles):
-        print(said)
+    print("\n".join(notes))
     print(f"episodes: {storage.join(out, 'episodes.jsonl')}")
     return 0
 

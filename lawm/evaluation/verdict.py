@@ -119,7 +119,9 @@ def _leakage(by_name: dict[str, Result]) -> list[str]:
 
 def _planning(by_name: dict[str, Result]) -> list[str]:
     lines = []
-    for name, other in (("planning_vs_no_action", "doing nothing"), ("planning_vs_random", "another clip's actions")):
+    others = {"no_action": "doing nothing", "mean_action": "the mean action", "random": "another clip's actions"}
+    for baseline, other in others.items():
+        name = f"planning_vs_{baseline}"
         result = by_name.get(name)
         if result is not None and result.high is not None and result.low is not None:
             word = "beats" if result.high < 1 else "loses to" if result.low > 1 else "cannot be told from"

@@ -63,3 +63,13 @@ def test_limits_and_plans_that_leave_them_are_said() -> None:
     assert any(line.startswith("2 of 3 plans leave that, in yaw, x") for line in said)
     assert figures(rows)["plans_outside_labels"].value == pytest.approx(2 / 3)
     assert not any("leave" in line for line in remarks(rows[:1], {"x": [-1.0, 1.0]}, (0.5, 99.5)))
+
+
+def test_intervals_are_over_videos_and_say_which_way_is_better() -> None:
+    rows = [row(i, group=f"v{i // 4}") for i in range(16)]
+    found = figures(rows)
+    error, ratio = found["planning_error"], found["planning_vs_no_action"]
+    assert (error.n, error.videos) == (16, 4) and error.low is not None and error.low < error.value
+    assert (error.better, ratio.better, ratio.one) == ("lower", "lower", "1.0: as good as no action")
+    alone = figures([row(i, group="v0") for i in range(4)])["planning_error"]
+    assert alone.low is None and "one video" in alone.note
