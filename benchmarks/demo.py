@@ -153,7 +153,7 @@ def row(results: list[list[Result]]) -> tuple[dict[str, Any], dict[str, Any], bo
         mean = sum(v.value for v in values) / len(values)
         holds = (at_most is None or mean <= at_most) and (at_least is None or mean >= at_least)
         means[key] = round(mean, 4)
-        seeds = [[round(v.value, 4), round(v.low, 4), round(v.high, 4)] for v in values]
+        seeds = [[None if x is None else round(x, 4) for x in (v.value, v.low, v.high)] for v in values]
         detail[key] = {"seeds": seeds, "at_most": at_most, "at_least": at_least, "holds": holds}
         every = every and holds
     return means, detail, every

@@ -83,6 +83,8 @@ class Unit:
     number: int
     positions: tuple[int, ...]
     which: tuple[str, ...]
+    several: bool
+    """Whether its clips are of several videos."""
     fits: bool = False
 
 
@@ -139,7 +141,7 @@ class Evaluator:
         good = [one for one in found if isinstance(one, Sample)]
         refused = [one.message for one in found if not isinstance(one, Sample)]
         groups = [one.group for one in good]
-        alone = len(good) < 2 or (len(set(groups)) < 2 and bool(refused))
+        alone = len(good) < 2 or (len(set(groups)) < 2 and unit.several)
         if alone and not unit.fits:
             return None, [*refused, *(f"{one.key}: left without a clip of another video beside it" for one in good)]
         if not good:
@@ -190,10 +192,12 @@ def units_of(
     """The plan's first clips, dealt into units; and what had to be left out."""
     clips = min(clips, len(reader.plan))
     rows = reader.plan.rows(np.arange(clips))
-    dealt = deal([reader.index.group(int(video)) for video in rows.video], batch)
+    groups = [reader.index.group(int(video)) for video in rows.video]
+    dealt = deal(groups, batch)
+    several = len(set(groups)) > 1
     used = sum(map(len, dealt))
     said = f"{clips - used} of {clips} clips left out: they are of one video, and the others have too few to pair"
-    units = [Unit(split, labelled, i, tuple(part), tuple(which), fits) for i, part in enumerate(dealt)]
+    units = [Unit(split, labelled, i, tuple(part), tuple(which), several, fits) for i, part in enumerate(dealt)]
     return units, [said] if used < clips else []
 
 

@@ -7,12 +7,11 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import ray
 import torch
-from ray import exceptions as ray_errors
 from torch import Tensor
 
-from lawm.cluster.session import TRAIN, Need, label_selector
+from lawm.cluster.actors import Actors
+from lawm.cluster.session import TRAIN, Need
 from lawm.config import Config, LawmError
 from lawm.data import BadClip, ClipReader, Sample, Split
 from lawm.evaluation import data_name
@@ -45,9 +44,6 @@ from lawm.training import (
     pick_device,
     read_about,
 )
-
-MAX_TRIES = 3
-"""Tries of one episode, over actors that die, before the run stops."""
 
 
 def needs(config: Config) -> list[Need]:
@@ -224,48 +220,12 @@ def plan_episodes(
             progress(len(rows), total)
 
     if todo:
-        _spread(config, (config, model, controller, shown), todo, keep)
+        count = min(config.cluster.plan_actors, len(todo))
+        with Actors(Planner, (config, model, controller, shown), count, config.cluster) as actors:
+            actors.spread("episode", todo, lambda _, row: keep(row), what="episode")
         write_bytes(where, _lines(rows))  # in order, now that all are there
     return [rows[e] for e in sorted(rows) if e < total]
 
 
 def _lines(rows: dict[int, dict[str, Any]]) -> bytes:
     return "".join(json.dumps(rows[e]) + "\n" for e in sorted(rows)).encode()
-
-
-def _spread(
-    config: Config, arguments: tuple[Any, ...], todo: list[int], keep: Callable[[dict[str, Any]], None]
-) -> None:
-    cluster = config.cluster
-    options: dict[str, Any] = {"num_cpus": 1, "max_restarts": MAX_TRIES, "max_task_retries": 0}
-    # Not in the caller's placement group: that of a trial of Tune has room for the trial's driver alone.
-    options["scheduling_strategy"] = "DEFAULT"
-    if cluster.gpus_per_worker:
-        options["num_gpus"] = cluster.gpus_per_worker
-    selector = label_selector(cluster, TRAIN)
-    if selector:
-        options["label_selector"] = selector
-    remote = ray.remote(**options)(Planner)
-    actors = [remote.remote(*arguments) for _ in range(min(cluster.plan_actors, len(todo)))]
-    waiting, tries, running = list(todo), dict.fromkeys(todo, 0), {}
-
-    def give(actor: Any) -> None:
-        if waiting:
-            episode = waiting.pop(0)
-            tries[episode] += 1
-            running[actor.episode.remote(episode)] = (actor, episode)
-
-    for actor in actors:
-        give(actor)
-    while running:
-        done, _ = ray.wait(list(running), num_returns=1)
-        actor, episode = running.pop(done[0])
-        try:
-            keep(ray.get(done[0]))
-        except (ray_errors.ActorDiedError, ray_errors.ActorUnavailableError, ray_errors.WorkerCrashedError) as error:
-            if tries[episode] >= MAX_TRIES:
-                raise LawmError(
-                    f"episode {episode}: its actor died {MAX_TRIES} times ({type(error).__name__})"
-                ) from error
-            waiting.insert(0, episode)
-        give(actor)

@@ -50,7 +50,7 @@ from lawm.report import (
     write_report,
 )
 from lawm.storage import StorageError, absolute, exists, join, read_bytes, write_bytes
-from lawm.training import ControllerObjective, LatentActionObjective, fit_local, settings
+from lawm.training import ControllerObjective, LatentActionObjective, fit_local, read_about, settings
 
 Progress = Callable[[int, int, str], None]
 
@@ -324,8 +324,9 @@ def measure(job: Job, trial: str, config: Config, folder: str, row: Row) -> None
     if controller is not None and space.needs_planning:
         note("plan")
         rows = planning.plan_episodes(config, model, controller, join(folder, "plan"))
-        e, name = config.evaluate, results[0].dataset
-        results = summarize_episodes(rows, name, results[0].step, e.bootstrap, e.seed)
+        e, step = config.evaluate, int(read_about(model)["step"])
+        name = planning.dataset_name(config, job.dataset, [model, controller])
+        results = summarize_episodes(rows, name, step, e.bootstrap, e.seed)
         row["results"] |= {r.name: vars(r) for r in results}
 
 

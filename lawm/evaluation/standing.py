@@ -2,10 +2,12 @@
 
 "Held-out" is said of videos that belong to a training's data and that none of the models was trained on; and of nothing
 else. A video is the same as another where the keys agree and the durations too, or where both belong to one group
-(cameras of an episode).
+(cameras of an episode). What was trained on is what the checkpoint names (`lawm.training`, split_facts), and where its
+videos were too many to be named, what its config selects of its index now.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from lawm.config import LawmError, parse_config
 from lawm.data import EmptySplit, Index, open_reader
@@ -28,18 +30,18 @@ def standing(videos: Index, checkpoints: Sequence[str]) -> str:
     mine = _Videos(videos)
     trained: set[str] = set()
     known: set[str] = set()
+    seen: dict[str, tuple[set[str], set[str]] | None] = {}
     for uri in checkpoints:
         about = read_about(uri)
         config = parse_config(about["config"], uri)
-        for side, found in (("train", trained), ("val", known)):
-            try:
-                reader = open_reader(config, about["kind"], side)  # type: ignore[arg-type]
-            except EmptySplit:
-                continue
-            except LawmError:
-                return f"data of unknown standing (the videos of {uri}'s training cannot be read)"
-            for one in getattr(reader, "readers", [reader]):
-                found |= mine.shared_with(one.index)
+        same = f"{config.data.model_dump_json()} {config.model.bottleneck.kind} {about['kind']} {_named(about)}"
+        if same not in seen:
+            seen[same] = _sides(mine, about, uri)
+        found = seen[same]
+        if found is None:
+            return f"data of unknown standing (the videos of {uri}'s training cannot be read)"
+        trained |= found[0]
+        known |= found[1]
     total = len(mine.groups)
     known -= trained
     if len(trained) == total:
@@ -51,10 +53,37 @@ def standing(videos: Index, checkpoints: Sequence[str]) -> str:
     return f"{OTHER} ({len(known)} of {total} videos held out in training)" if known else OTHER
 
 
+def _named(about: dict[str, Any]) -> list[str] | None:
+    """Hashes of the groups that a checkpoint names as trained on; None where it names none."""
+    split = about["extra"].get("split")
+    return split["trained_on"]["groups"] if isinstance(split, dict) else None
+
+
+def _sides(mine: "_Videos", about: dict[str, Any], uri: str) -> tuple[set[str], set[str]] | None:
+    """Groups of the measured videos that were trained on, and those that belong to the training's data at all; None
+    where neither can be known."""
+    config, named = parse_config(about["config"], uri), _named(about)
+    trained: set[str] = set()
+    known: set[str] = set()
+    for side in ("train", "val"):
+        try:
+            reader = open_reader(config, about["kind"], side)
+        except EmptySplit:
+            continue
+        except LawmError:  # the index has gone
+            return None if named is None else ((found := mine.hashed(named)), found)
+        for one in getattr(reader, "readers", [reader]):
+            shared = mine.shared_with(one.index)
+            known |= shared
+            trained |= shared if side == "train" else set()
+    return (trained if named is None else known & mine.hashed(named)), known
+
+
 class _Videos:
     """The measured videos: which groups another index shares with them."""
 
     def __init__(self, videos: Index) -> None:
+        self.videos = videos
         rows = zip(videos.keys(), videos.groups(), videos.column("duration_s"), strict=True)
         self.of_key = {key: (group, seconds) for key, group, seconds in rows}
         self.groups = {group for group, _ in self.of_key.values()}
@@ -70,3 +99,9 @@ class _Videos:
             elif group != key and group in self.named:
                 found.add(group)
         return found
+
+    def hashed(self, named: Sequence[str]) -> set[str]:
+        """Groups of the measured videos whose hashes are among the named ones."""
+        wanted = set(named)
+        pairs = zip(self.videos.groups(), self.videos.hashes(), strict=True)
+        return {group for group, value in pairs if f"{int(value):016x}" in wanted}

@@ -109,6 +109,19 @@ def test_data_are_called_what_they_are_to_the_training(
     assert data_name("PushT", ClipReader(config, split).index, [str(runs / "model")]) == f"PushT, {said}"
 
 
+def test_what_was_trained_on_is_known_when_the_index_has_gone(small_set: SmallSet, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copy(small_set.index, tmp_path / "index.parquet")
+    config = trained(tmp_path / "run", str(tmp_path / "index.parquet"))
+    sides = {side: ClipReader(config, side).index for side in ("train", "val")}  # type: ignore[arg-type]
+    run = [str(tmp_path / "run")]
+    assert (data_name(None, sides["train"], run), data_name(None, sides["val"], run)) == ("trained on", "held-out")
+    (tmp_path / "index.parquet").unlink()
+    assert data_name(None, sides["train"], run) == "trained on"
+    assert "held-out" not in data_name(None, sides["val"], run)  # not known to be of the training's data
+
+
 def test_another_index_is_other_data_though_keys_are_the_same(
     runs: Path, make_video: Any, tmp_path: Path, small_set: SmallSet
 ) -> None:
