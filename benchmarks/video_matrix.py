@@ -317,6 +317,8 @@ def special_cases() -> list[Case]:
         Case("copied from avi.mp4", f"{h264} -f avi", after=_copied, may_refuse=True),
         Case("copied from avi.mkv", f"{h264} -f avi", after=_copied, may_refuse=True),
         Case("copied from avi mpeg4.mp4", f"{MPEG4} -bf 2 -g 20 -f avi", after=_copied, may_refuse=True),
+        Case("every frame called a key.mp4", h264, after=_all_keys),
+        Case("every frame called a key mpeg4.mp4", f"{MPEG4} -bf 2 -g 20", after=_all_keys),
         Case("packed.avi", f"{MPEG4} -bf 1 -b_strategy 0 -g 20", after=_packed),
         *(
             Case(f"twice.{suffix}", options, after=_twice, may_refuse=True)
@@ -352,6 +354,11 @@ def _cut_bytes(shop: Workshop, path: Path) -> None:
 
 def _copied(shop: Workshop, path: Path) -> None:
     shop.ffmpeg("-fflags", "+genpts", "-i", _before(path), "-c", "copy", path)
+
+
+def _all_keys(shop: Workshop, path: Path) -> None:
+    """Without the table of key frames every picture counts as one."""
+    path.write_bytes(_before(path).read_bytes().replace(b"stss", b"free"))
 
 
 def _twice(shop: Workshop, path: Path) -> None:

@@ -51,8 +51,8 @@ INDEX_SCHEMA = pa.schema(
 time stamps, `container_rate` as the container claims; `start_s` the container's time of the first frame;
 `duration_s` and `keyframes_s` in seconds from the first frame; `reason` null when the video can be used. From
 `begin_s` to `group`, null for most: see VideoRef. Videos of one `group` are on one side of the split; null: a group of
-its own. `largest_gap_s`: seconds between the neighbouring frames that are furthest apart, null where the rate does not
-vary."""
+its own. `largest_gap_s`: seconds between the neighbouring frames that are furthest apart, null where all are about
+alike."""
 
 _LATER = ("begin_s", "end_s", "true_rate", "version", "group", "largest_gap_s")
 """Columns that an index need not have, and that are not read where all are null."""

@@ -67,7 +67,7 @@ def _gather(video: Video, first_s: float, last_s: float) -> list[Held]:
     for back_s in (0.0, 2.0, 10.0, None):
         video.rewind(None if back_s is None else first_s - back_s)
         held: list[Held] = []
-        size, lost, damaged = 0, False, False
+        size, lost, damaged, latest = 0, False, False, -math.inf
         for packet in video.packets():
             if video.lost(packet):
                 lost = True
@@ -75,6 +75,9 @@ def _gather(video: Video, first_s: float, last_s: float) -> list[Held]:
             if packet.pts is None:
                 raise Irregular
             at, key = video.at(packet.pts), packet.is_keyframe
+            if key and at < latest:
+                raise Irregular  # no key frame, as what is decoded before one is shown before it: all may be called so
+            latest = max(latest, at)
             if key and at <= first_s + near:
                 held, size, lost, damaged = [], 0, False, False  # what came before it is not wanted, nor referred to
             elif not held:

@@ -134,23 +134,25 @@ class Video:
                     continue  # the flush packet; in AVI and Ogg also "the picture before stays"
                 if self.by_dts and packet.dts is None and before is not None:
                     packet.dts = before + self.interval
-                before = packet.dts
                 stamp = self.stamp(packet)
                 if stamp is not None and not packet.is_discard and not self.lost(packet):
+                    back = before is None or packet.dts is None or packet.dts < before
                     if packet.is_keyframe and latest > -math.inf:
-                        self._check_order(int(latest), stamp)
+                        self._check_order(int(latest), stamp, back)
                     latest = max(latest, stamp)
+                before = packet.dts
                 yield packet
         except (av.error.ExitError, TimeoutError):
             raise self.error("timeout", f"not read after {self.limits.timeout_s:g} s") from None
         except (av.error.FFmpegError, IndexError):  # IndexError: PyAV, at the end, if a stream has turned up meanwhile
             return
 
-    def _check_order(self, latest: int, key: int) -> None:
-        """Raises VideoError where a key frame cannot belong to the film before it."""
+    def _check_order(self, latest: int, key: int, back: bool) -> None:
+        """Raises VideoError where a key frame cannot belong to the film before it. `back`: its decoding time is less
+        than the last packet's; where a file calls every picture a key frame, those of display alone go to and fro."""
         jumps = self.container.format.name in _JUMPING and (key - latest) * self.tick > _JUMP_S
         # All that is decoded before a key frame is shown before it.
-        if key < latest or jumps:
+        if (key < latest and back) or jumps:
             said = (
                 f"after {self.at(latest):.3f} s times {'jump to' if jumps else 'start again at'} {self.at(key):.3f} s"
             )

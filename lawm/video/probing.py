@@ -77,7 +77,7 @@ def _fill(row: dict[str, Any], video: Video) -> None:
     row["rate"] = (len(times_N) - 1) / (last - float(times_N[0]))
     row["variable_rate"] = bool(np.max(np.abs(gaps - usual)) > max(0.1 * usual, 1.5 * video.tick))
     row["duration_s"] = last + 1 / row["rate"]
-    if row["variable_rate"]:
+    if row["variable_rate"] or np.max(gaps) > 1.5 * usual:
         row["largest_gap_s"] = float(np.max(gaps))
     ends = (times_N[0], *keys_K[-1:])  # what is shown may begin and end between two key frames
     cut = Cutter(stream, video.limits, video.error, ClipSpec())

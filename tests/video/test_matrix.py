@@ -19,7 +19,7 @@ HERE = (
     "h264.avi", "h264 pyramid.flv", "h264 open.ts", "hevc open.mkv", "mpeg4 b.avi", "mpeg4 b.asf", "xvid b.avi",
     "mpeg2 b.vob", "h264.mpg", "vp8 hidden.ivf", "vp9 hidden.webm", "theora.ogv", "h264 at 24000_1001.ts",
     "uneven.mp4", "uneven.avi", "cut by an edit list open.mp4", "cut in a group.ts", "packed.avi",
-    "black at times.avi", "h264 171x133.mp4",
+    "black at times.avi", "h264 171x133.mp4", "every frame called a key mpeg4.mp4",
 )  # fmt: skip
 REFUSED = ("twice.ts", "twice.mpg", "twice.ogv", "copied from avi.mp4", "raw stream.h264")
 
