@@ -29,10 +29,10 @@ if __name__ == "__main__":
             ["index", f"{b}/videos", "--out", f"{b}/index.parquet"],
             ["inspect", f"{b}/index.parquet", "--out", f"{b}/inspect.html", "--clips", "2", *tiny],
             ["prepare", f"{b}/index.parquet", "--out", f"{b}/prepared", *tiny],
-            # More checkpoints than failures are forgiven: none may end the workers.
-            ["train", "--index", f"{b}/prepared/index.parquet", "--out", f"{b}/run", *tiny, "--set", "train.steps=12",
-             "--set", "train.checkpoint_every=2", "--set", "train.keep=10", "--set", "cluster.max_failures=0"],
             ["encode", "--index", f"{b}/prepared/index.parquet", "--out", f"{b}/cache", *tiny],
+            # More checkpoints than failures are forgiven: none may end the workers.
+            ["train", "--cache", f"{b}/cache", "--out", f"{b}/run", *tiny, "--set", "train.steps=12",
+             "--set", "train.checkpoint_every=2", "--set", "train.keep=10", "--set", "cluster.max_failures=0"],
             ["evaluate", "--checkpoint", f"{b}/run", "--cache", f"{b}/cache", "--out", f"{b}/results.json",
              "--set", "evaluate.split=all"],
             ["report", "--checkpoint", f"{b}/run", "--results", f"{b}/results.json", "--out", f"{b}/report.html"],
