@@ -217,3 +217,19 @@ def test_recipes_of_every_size_build() -> None:
     for name, millions in plain.items():
         found = parameter_counts(recipe(name))["world model"] / 1e6
         assert 1.4 * millions < found < 1.7 * millions, (name, found)
+
+
+def test_a_rollout_while_training_with_checkpointed_activations_takes_each_state_in_once() -> None:
+    """Gradients too: blocks that keep a past are not computed again."""
+    start, z = torch.randn(2, 2, 4, 6), torch.randn(2, 4, 5)
+    found = []
+    for on in (False, True):
+        torch.manual_seed(0)
+        config = WorldModelConfig(width=24, depth=2, heads=2, activation_checkpointing=on)
+        world = WorldModel(config, 6, 5).train()
+        for parameter in world.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        loss = world.rollout(start, z, 3).square().mean()
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in world.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
