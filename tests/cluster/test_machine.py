@@ -155,3 +155,14 @@ def test_jobs_run_while_another_ray_holds_its_ports(tmp_path: Path) -> None:
     asked = [sys.executable, str(tmp_path / "beside.py")]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=150, env=environment, cwd=tmp_path / "folder")
     assert done.returncode == 0 and done.stdout.endswith("ok\n"), done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_there_need_be_no_home_and_no_user_name() -> None:
+    """Under a user id that the machine does not know Ray Train would not even be imported."""
+    asked = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
+    if subprocess.run([*asked, "true"], capture_output=True).returncode:
+        pytest.skip("this system makes no user namespaces")
+    script = "import lawm.cluster.fit, getpass, os; print(getpass.getuser(), os.path.isdir(os.path.expanduser('~')))"
+    alone = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*asked, sys.executable, "-c", script], capture_output=True, text=True, env=alone)
+    assert done.stdout == "uid54321 True\n", done.stderr
