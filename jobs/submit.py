@@ -12,8 +12,9 @@ import sys
 
 import yaml
 
-from jobs._cli import Parser, base_parser, job_names, resolve_config, run_job
+from jobs._cli import Parser, base_parser, job_module, job_names, resolve_config, run_job
 from lawm.config import LawmError
+from lawm.s3 import named_endpoint
 
 
 @run_job
@@ -38,13 +39,14 @@ def main(argv: list[str] | None = None) -> int:
         raise LawmError(
             "this lawm does not lie in a checkout: name one by --working-dir, the cluster runs a copy of it"
         )
-    if not os.path.isfile(os.path.join(working_dir, "jobs", f"{name}.py")):
-        raise LawmError(f"{working_dir}: holds no jobs/{name}.py. Expected a checkout of lawm")
+    module = job_module(name)
+    if not os.path.isfile(os.path.join(working_dir, *module.split(".")) + ".py"):
+        raise LawmError(f"{working_dir}: holds no {module.replace('.', '/')}.py. Expected a checkout of lawm")
     submission = submit.Submission(
-        entrypoint=shlex.join([args.python, "-m", f"jobs.{name}", *job_args]),
+        entrypoint=shlex.join([args.python, "-m", module, *job_args]),
         working_dir=os.path.abspath(working_dir),
         address=args.address or submit.default_address(),
-        env=_environment(args.env_var),
+        env=_same_server() | _environment(args.env_var),
     )
     if args.dry_run:
         said = {"address": submission.address, "entrypoint": submission.entrypoint}
@@ -82,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted; submit nothing")
     return parser
+
+
+def _same_server() -> dict[str, str]:
+    """The S3 server that is named here is the job's too: its data must not go to another one."""
+    url = named_endpoint()
+    return {"AWS_ENDPOINT_URL_S3": url} if url else {}
 
 
 def _environment(settings: list[str]) -> dict[str, str]:

@@ -60,6 +60,11 @@ def endpoint() -> str | None:
     return _connection().endpoint
 
 
+def named_endpoint() -> str | None:
+    """The same without making a client."""
+    return _named_endpoint(_core())
+
+
 def region() -> str:
     """The region of requests: AWS_DEFAULT_REGION, the profile's, AWS_REGION, or us-east-1."""
     return str(_core().get_config_variable("region") or os.environ.get("AWS_REGION") or "us-east-1")
@@ -282,7 +287,7 @@ def _named(error: Any, bucket: str, key: str) -> tuple[str, str]:
 def at() -> str:
     """' at http://...' where an endpoint is named, for messages."""
     try:
-        url = endpoint()
+        url = named_endpoint()
     except Exception:  # the configuration itself is what is being told of
         return ""
     return f" at {url}" if url else ""

@@ -201,6 +201,9 @@ def _start_local(undo: _Undo, include_dashboard: bool, num_cpus: int | None, sto
     undo.set_env(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
     if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
         undo.set_env("GLOO_SOCKET_IFNAME", "lo")  # else it looks this machine's name up, which can take a minute
+    # Ray speaks to itself by gRPC, which obeys HTTP_PROXY, and of the exceptions only those in lower case.
+    kept = list(filter(None, map(os.environ.get, ("no_grpc_proxy", "no_proxy", "NO_PROXY"))))[:1]
+    undo.set_env("no_grpc_proxy", ",".join([*kept, "127.0.0.1", "localhost"]))
     # Of Ray Train, for one machine: no process that asks whether the node is being taken away (each run would wait for
     # its start), and checkpoints that wait for a controller which looks more often than every two seconds.
     for name, value in {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}.items():

@@ -200,6 +200,7 @@ def test_jobs_on_a_checkpoint_take_its_model_and_count_its_clips(tmp_path: Path,
 # ---------------------------------------------------------------- submit
 def test_submit_dry_run_prints_what_it_would_send(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "s")
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     argv = ["--env-var", "A=b c", "index", "s3://b/x y", "--recipe", "tiny", "--env-var", "SECRET", "--dry-run"]
     assert submit.main([*argv, "--address", "http://head:8265"]) == 0
     said = yaml.safe_load(capsys.readouterr().out)
@@ -209,6 +210,12 @@ def test_submit_dry_run_prints_what_it_would_send(capsys, monkeypatch: pytest.Mo
     assert (env["env_vars"]["A"], env["env_vars"]["SECRET"]) == ("b c", "s")
     assert {".venv", ".git", "runs"} <= set(env["excludes"])
     assert Path(env["working_dir"], "jobs", "index.py").is_file()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000/")
+    for more, url in (([], "http://minio:9000"), (["--env-var", "AWS_ENDPOINT_URL_S3=http://other"], "http://other")):
+        assert submit.main([*more, "inspect", "x.parquet", "--dry-run"]) == 0
+        said = yaml.safe_load(capsys.readouterr().out)
+        assert said["runtime_env"]["env_vars"]["AWS_ENDPOINT_URL_S3"] == url  # not another server than here
+        assert said["entrypoint"] == "python -m jobs.inspect_ x.parquet"
 
 
 def _submit(session: Session, *argv: str) -> int:
