@@ -297,3 +297,9 @@ def test_imports_that_the_docs_show_work() -> None:
         for module, names in re.findall(r"from (lawm[.\w]*) import ([\w, ]+)", text.read_text(encoding="utf-8")):
             for name in names.split(","):
                 assert hasattr(importlib.import_module(module), name.strip()), f"{text.name}: {module} has no {name}"
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by their names alone: of two of one name it collects neither."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert sorted(set(names)) == sorted(names)
