@@ -123,7 +123,7 @@ def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
     out = str(tmp_path / "evaluation.json")
     child = ["--checkpoint", at["model"], "--controller", at["controller"]]
     assert evaluate.main([*child, "--deterministic", at["none"], "--out", out]) == 0
-    found = {row["name"]: row for row in json.loads(Path(out).read_text())}
+    found = {row["name"]: row for row in json.loads(Path(out).read_text())["results"]}
     for name in (
         "one_step_error",
         "unrolled_error",
