@@ -159,7 +159,8 @@ def headlines(results: list[Result]) -> Headlines:
     for key, name, at_most, at_least in GATES:
         found = next((r for r in results if r.name == name and r.dataset.startswith("PushT")), None)
         if found is not None:
-            items.append(Headline(key, found.value, found.low, found.high, found.n, found.unit, at_most, at_least))
+            value = (found.value, found.low, found.high, found.n, found.unit)
+            items.append(Headline(key, *value, at_most, at_least, videos=found.videos))
     return Headlines("Headline figures (held-out PushT, one seed, 95 % intervals over videos)", items)
 
 

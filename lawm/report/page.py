@@ -63,7 +63,7 @@ def _headlines_html(headlines: Headlines) -> str:
     cards = []
     for item in headlines.items:
         state = {None: "", True: " reached", False: " missed"}[item.passed]
-        facts = [interval_text(item.low, item.high), "" if item.n is None else f"n = {item.n:,}"]
+        facts = [interval_text(item.low, item.high), item.counted and f"n = {item.counted}"]
         gate = ""
         if item.target:
             gate = (

@@ -42,6 +42,14 @@ class Headline:
     at_most: float | None = None
     at_least: float | None = None
     note: str = ""
+    videos: int | None = None
+    """Of how many videos the `n` clips or episodes are."""
+
+    @property
+    def counted(self) -> str:
+        """`n`, and of how many videos; '' without."""
+        videos = "" if self.videos is None else f" of {self.videos:,} videos"
+        return "" if self.n is None else f"{self.n:,}{videos}"
 
     @property
     def passed(self) -> bool | None:

@@ -179,7 +179,7 @@ def print_headlines(headlines: Headlines, console: Console | None = None) -> Non
         word = {None: "", True: "reached", False: "missed"}[item.passed]
         style = {None: "", True: "green", False: "bold red"}[item.passed]
         value = " ".join(f"{format_number(item.value)} {interval_text(item.low, item.high)} {item.unit}".split())
-        row = [plain(item.name), plain(value), RichText("" if item.n is None else f"{item.n:,}")]
+        row = [plain(item.name), plain(value), RichText(item.counted)]
         shown.add_row(*row, *([plain(item.target), RichText(word, style)] if gated else []))
     (console or Console()).print(shown)
 

@@ -112,7 +112,7 @@ def test_a_whole_report(tmp_path: Path) -> None:
         Headlines(
             "Headlines",
             [
-                Headline("error over deterministic", 0.781, 0.744, 0.812, n=512, at_most=0.85),
+                Headline("error over deterministic", 0.781, 0.744, 0.812, n=512, videos=64, at_most=0.85),
                 Headline("shuffled over error", 1.214, 1.103, 1.302, n=512, at_least=1.3, note="one seed"),
                 Headline("planning error", 67.24, unit="arena units"),
             ],
@@ -132,7 +132,7 @@ def test_a_whole_report(tmp_path: Path) -> None:
     for expected in (
         "0.726 [0.709, 0.741]", "1.13 [1.09, 1.17]", "67.2 [50.0, 84.3]", "512 64",
         "Step: 700.", "arena units", "Data: PushT, held-out.",
-        "0.781", "[0.744, 0.812], n = 512", "reached: at most 0.85", "missed: at least 1.3", "one seed",
+        "0.781", "[0.744, 0.812], n = 512 of 64 videos", "reached: at most 0.85", "missed: at least 1.3", "one seed",
         "First paragraph.", "Second paragraph.", "Controls are marked.", "model.bottleneck.beta 3e-05", "python",
     ):  # fmt: skip
         assert expected in checker.text, expected
