@@ -69,7 +69,7 @@ def test_what_goes_in_comes_out(causality: str, duplicate: int) -> None:
     assert found.shape == batch.frames_BFCHW.shape
     wanted = (objective.decoder(states) - batch.frames_BFCHW / 255.0).abs().mean()
     assert objective(batch).prediction.item() == pytest.approx(wanted.item(), rel=1e-5)
-    rows = prediction_rows(model, objective.decoder, batch, clips=1)
+    rows = prediction_rows(model, objective.decoder, batch, ["a", "b"], clips=1)
     assert len(rows) >= 3 and all(len(row.frames) == 8 for row in rows)
     assert (torch.from_numpy(rows[0].frames).permute(0, 3, 1, 2) == batch.frames_BFCHW[0]).all()
 
