@@ -93,3 +93,17 @@ def test_groups_by_a_pattern() -> None:
 def test_a_pattern_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "x", "--group", "("]) == 2
     assert "--group (: not a regular expression" in capsys.readouterr().err
+
+
+def test_what_a_pattern_came_to_is_said(tmp_path: Path) -> None:
+    from lawm.video import VideoRef, empty_row
+
+    names = {"f/1.mp4": "f", "f/2.mp4": "f", "g/1.mp4": "g", "alone.mp4": None}
+    rows = [empty_row(VideoRef("/v", 0, 1, key, group=group)) for key, group in names.items()]
+    write_index(rows_to_table(rows), str(tmp_path / "i.parquet"))
+    said = "--group ^([^/]+)/: 2 groups; 1 videos do not match and stand alone"
+    assert index_job._grouped("^([^/]+)/", str(tmp_path / "i.parquet")) == said
+    write_index(rows_to_table([row | {"group": None} for row in rows]), str(tmp_path / "i.parquet"))
+    assert index_job._grouped("x", str(tmp_path / "i.parquet")) == (
+        "--group x: 0 groups; 4 videos do not match and stand alone"
+    )
