@@ -80,7 +80,7 @@ def data_lines(config: Config, kind: str) -> list[str]:
 def fit_lines(pieces: Iterable[Index], clip: ClipSpec) -> list[str]:
     """How many of the usable videos hold a clip, and what keeps the others from it, each with an example and with
     settings that would fit (counted, not guessed). One line where all do."""
-    duration, rate, keys = _facts(pieces)
+    duration, rate, gaps, keys = _facts(pieces)
     slots = slots_of(duration, rate, clip)
     spec = f"clips of {clip.frames} frames at {clip.fps:g} fps ({clip.seconds:g} s)"
     total, fit = len(slots), int(np.sum(slots > 0))
@@ -100,17 +100,24 @@ def fit_lines(pieces: Iterable[Index], clip: ClipSpec) -> list[str]:
             f"{_are(len(slow))} too slow, the pictures further apart than {1 / clip.fps:.3g} s, {_such(slow)}{keys[i]} "
             f"(one in {1 / rate[i]:.3g} s)" + _told(advice(duration, rate, slow, clip))
         )
+    holes = np.flatnonzero((slots > 0) & (gaps * clip.fps > 1 + 1e-3))
+    if len(holes):
+        i = int(holes[np.argmax(gaps[holes])])
+        some = f"{len(holes):,} {'has' if len(holes) == 1 else 'have'} gaps longer than {1 / clip.fps:.3g} s"
+        said = f"{_such(holes)}{keys[i]} ({gaps[i]:.3g} s without a picture)"
+        lines.append(f"{some}, {said}: clips that fall into them are refused, and replaced by others")
     return lines
 
 
-def _facts(pieces: Iterable[Index]) -> tuple[np.ndarray, np.ndarray, "_Keys"]:
-    """Durations and rates of the usable videos, and their keys."""
+def _facts(pieces: Iterable[Index]) -> tuple[np.ndarray, np.ndarray, np.ndarray, "_Keys"]:
+    """Durations, rates and longest gaps (0: as even as can be, or not known) of the usable videos, and their keys."""
     held = [piece.usable() for piece in pieces]
 
     def column(name: str) -> np.ndarray:
-        return np.concatenate([np.zeros(0), *(np.asarray(piece.column(name), np.float64) for piece in held)])
+        there = (p.column(name) if name in p.table.column_names else np.full(len(p), np.nan) for p in held)
+        return np.concatenate([np.zeros(0), *(np.asarray(values, np.float64) for values in there)])
 
-    return column("duration_s"), column("rate"), _Keys(held)
+    return column("duration_s"), column("rate"), np.nan_to_num(column("largest_gap_s")), _Keys(held)
 
 
 class _Keys:

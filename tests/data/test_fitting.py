@@ -69,6 +69,16 @@ def test_pictures_far_apart_give_clips_with_the_advice(tmp_path: Path) -> None:
     assert reader.sample(0).frames.shape == (clip.frames, 3, 64, 64)  # type: ignore[union-attr]
 
 
+def test_gaps_within_videos_are_said(tmp_path: Path) -> None:
+    """Thirty frames a second, and two seconds without any."""
+    times = [i / 30 for i in range(120)] + [6 + i / 30 for i in range(120)]
+    write_video(tmp_path / "gap.mp4", 240, times=times)
+    row = probe(ref_to(tmp_path / "gap.mp4"), VideoLimits())
+    said = fit_lines([Index(rows_to_table([row])), index_of({"even": (9.0, 30.0)})], CLIP)
+    assert said[0].startswith("all 2 fit ") and said[1].startswith("1 has gaps longer than 0.25 s, gap.mp4 (2.03 s ")
+    assert len(fit_lines([Index(rows_to_table([row]))], CLIP.model_copy(update={"fps": 0.4, "frames": 4}))) == 1
+
+
 def test_training_says_what_it_trains_on_and_holds_out(tmp_path: Path) -> None:
     uri = str(tmp_path / "i.parquet")
 
