@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     config = resolve_config(args, with_data(resolve_config(args), args))
     if config.data.index is None:
         raise LawmError("no index: give --index URI (see `lawm index`)")
+    storage.check_folder(args.out)
 
     from lawm.cluster.encode import chunks, encode_index, needs, whole_clips
     from lawm.cluster.session import start

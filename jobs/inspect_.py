@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.out.endswith(".html"):
         raise LawmError(f"--out {args.out}: expected a name that ends in .html")
+    storage.check_folder(storage.absolute(args.out).rpartition("/")[0] or "/")
     if args.clips < 0:
         raise LawmError(f"--clips {args.clips}: expected 0 or more")
 

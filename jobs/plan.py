@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         "--dataset", metavar="NAME", help="a name for the data; what they are to the training is added to it"
     )
     args = parser.parse_args(argv)
+    storage.check_folder(args.out)
     config = checkpoint_config(args)
     if args.unit:
         config = override(config, "plan.unit", args.unit)

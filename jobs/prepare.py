@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gop", type=int, default=8, metavar="N", help="frames between key frames (default: 8)")
     parser.add_argument("--crf", type=int, default=20, metavar="N", help="x264's rate factor (default: 20)")
     args = parser.parse_args(argv)
+    storage.check_folder(args.out)
 
     from lawm.cluster.prepare import claim, prepare, prepare_needs
     from lawm.cluster.session import start

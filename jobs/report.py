@@ -164,6 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=3, help="clips in the pictures (default: 3)")
     parser.add_argument("--out", default="report.html", metavar="URI", help="default: report.html")
     args = parser.parse_args(argv)
+    storage.check_folder(storage.absolute(args.out).rpartition("/")[0] or "/")
     config = checkpoint_config(args)
     run = storage.absolute(args.checkpoint)
     if args.clips < 1:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jobs._cli import base_parser, describe, resolve_config, run_job
+from lawm import storage
 from lawm.config import Config
 from lawm.simulation import PushTSpec, pusht_settings, simulate_pusht
 
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     config = resolve_config(args)
+    storage.check_folder(args.out)
     seed = config.data.seed if args.seed is None else args.seed
     spec = PushTSpec(states=args.states, rate_hz=config.data.clip.fps, size=args.size)
     if args.dry_run:

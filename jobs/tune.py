@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         "--dataset", metavar="NAME", help="a name for the data; what they are to the training is added to it"
     )
     args = parser.parse_args(argv)
+    storage.check_folder(args.out)
 
     from lawm.cluster.search import check, needs, search, shown_table
     from lawm.cluster.search_space import base_config, read_space

@@ -13,6 +13,7 @@ import pytest
 from pyarrow import fs
 
 from benchmarks._servers import KEY, SECRET, FaultProxy, rclone
+from jobs.__main__ import main as lawm
 from lawm import s3, storage
 from lawm.cluster.filesystem import Objects, arrow_filesystem
 from lawm.storage import NotFoundError, StorageError
@@ -229,6 +230,31 @@ def test_a_bucket_that_is_not_there(clean: Path, server: tuple[str, Path]) -> No
     for act in (storage.check_folder, arrow_filesystem, storage.read_bytes):
         with pytest.raises(NotFoundError, match="there is no bucket 'nobucket' at http"):
             act("s3://nobucket/run")
+
+
+@pytest.mark.parametrize(
+    ("job", "asked"),
+    [
+        ("train", ["--index", "x.parquet", "--out", "s3://nobucket/run"]),
+        ("encode", ["--index", "x.parquet", "--out", "s3://nobucket/cache"]),
+        ("prepare", ["x.parquet", "--out", "s3://nobucket/shards"]),
+        ("index", ["{folder}", "--out", "s3://nobucket/i.parquet"]),
+        ("inspect", ["x.parquet", "--out", "s3://nobucket/i.html"]),
+        ("plan", ["--checkpoint", "x", "--controller", "y", "--out", "s3://nobucket/plan"]),
+        ("report", ["--checkpoint", "x", "--out", "s3://nobucket/report.html"]),
+        ("tune", ["x.yaml", "--out", "s3://nobucket/tune"]),
+        ("simulate", ["--out", "s3://nobucket/episodes", "--episodes", "2"]),
+    ],
+)
+def test_every_job_says_so_before_it_begins(
+    job: str, asked: list[str], clean: Path, server: tuple[str, Path], capsys
+) -> None:
+    profile(clean, f"endpoint_url = {server[0]}")
+    (clean.parent / "videos").mkdir()
+    (clean.parent / "videos/a.mp4").write_bytes(b"not looked at")
+    assert lawm([job, *(part.format(folder=clean.parent / "videos") for part in asked)]) == 2
+    said = capsys.readouterr().err
+    assert "there is no bucket 'nobucket' at http" in said and said.count("\n") == 1
 
 
 def test_a_server_that_is_slow_is_waited_for_by_both(

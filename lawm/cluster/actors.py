@@ -6,7 +6,7 @@ from typing import Any
 import ray
 from ray import exceptions as ray_errors
 
-from lawm.cluster.session import TRAIN, label_selector
+from lawm.cluster.session import TRAIN, in_short, label_selector, say
 from lawm.config import ClusterConfig, LawmError
 
 MAX_TRIES = 3
@@ -64,6 +64,7 @@ class Actors:
                 if tries[number] >= MAX_TRIES:
                     said = f"{what} {number}: its actor died {MAX_TRIES} times ({type(error).__name__})"
                     raise LawmError(said) from error
+                say(f"the actor of {what} {number} died ({in_short(error)}): it is done again by another")
                 waiting.insert(0, number)
             give(actor)
 
