@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     config = resolve_config(args)
-    storage.check_folder(args.out)
+    if storage.is_s3(args.out):  # a local folder is looked into further on
+        storage.check_folder(args.out)
     seed = config.data.seed if args.seed is None else args.seed
     spec = PushTSpec(states=args.states, rate_hz=config.data.clip.fps, size=args.size)
     if args.dry_run:
