@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from lawm.evaluation.intervals import ratio
 from lawm.evaluation.results import Figure, Missing, PerClip, Values, ratio_figure
 from lawm.evaluation.subject import SHUFFLES, Clips, Evaluation, Subject, no_latents, per_clip_error, to_numpy
 from lawm.training import ControllerObjective, LatentActionObjective
@@ -17,7 +18,8 @@ from lawm.training import ControllerObjective, LatentActionObjective
 @dataclass(frozen=True)
 class Control(PerClip):
     """Rollout errors under the IDM's latents, the controller's, and the controller's of another video's actions;
-    cosine and L2 of the controller's latents to the IDM's; squared error of the inverse controller; [B] each."""
+    cosine and L2 of the controller's latents to the IDM's; [B] each. Squared error of the inverse controller, and what
+    guessing the training's mean action has, in squared scales of the actions; [B, A] each."""
 
     idm: np.ndarray
     controller: np.ndarray
@@ -25,6 +27,18 @@ class Control(PerClip):
     cosine: np.ndarray
     l2: np.ndarray
     inverse: np.ndarray
+    guess: np.ndarray
+
+
+STILL = 1e-10
+"""Squared scales that a dimension which does not vary departs from its mean by, at most: float32 leaves that much."""
+
+
+def against_the_mean(errors_BA: np.ndarray, guess_BA: np.ndarray) -> float:
+    """Squared errors over those of guessing the mean, of the dimensions that vary: any guess of the others is as good
+    as another."""
+    varies = guess_BA.mean(axis=0) > STILL
+    return ratio(errors_BA[:, varies], guess_BA[:, varies]) if varies.any() else float("nan")
 
 
 FIGURES: tuple[Figure[Control], ...] = (
@@ -43,7 +57,7 @@ FIGURES: tuple[Figure[Control], ...] = (
     Figure("controller_cosine", lambda v: (v.cosine,), unit="cosine", better="higher", positive=False),
     Figure("controller_l2", lambda v: (v.l2,), unit="L2", better="lower"),
     Figure(
-        "inverse_controller_mse", lambda v: (v.inverse,), unit="std^2", better="lower",
+        "inverse_controller_vs_mean", lambda v: (v.inverse, v.guess), against_the_mean, "ratio", better="lower",
         one="1.0: as good as guessing the mean action",
     ),
 )  # fmt: skip
@@ -61,7 +75,8 @@ def measure(subject: Subject, clips: Clips, fitted: None = None) -> Control:
     steps, start, target = states.shape[1] - context, states[:, :context], states[:, context:]
     from_truth = objective.controller(actions, states[:, :-1])
     scale = objective.controller.action_std
-    inverse = ((objective.controller.inverse(z) - actions) / scale).square().mean(dim=(1, 2))
+    inverse = ((objective.controller.inverse(z) - actions) / scale).square().mean(dim=1)
+    guess = ((objective.controller.action_mean - actions) / scale).square().mean(dim=1)
     partner = clips.partners()
     shuffled: Values = SHUFFLES
     if partner is not None:
@@ -74,6 +89,7 @@ def measure(subject: Subject, clips: Clips, fitted: None = None) -> Control:
         cosine=to_numpy(F.cosine_similarity(from_truth, z, dim=-1).mean(dim=1)),
         l2=to_numpy((from_truth - z).norm(dim=-1).mean(dim=1)),
         inverse=to_numpy(inverse),
+        guess=to_numpy(guess),
     )
 
 

@@ -63,22 +63,24 @@ def measure(subject: Subject, clips: Clips, fitted: None = None) -> Cycle:
     z = clips.z
     assert z is not None
     z = z[:, : context + steps - 1]
+    # The transitions within a context are known, and keep that context's own latents: only what is rolled is exchanged.
+    own, rolled = z[:, : context - 1], z[:, context - 1 :]
     start_a, start_b = states[:, :context], states[partner][:, :context]
-    on_b = model.world_model.rollout(start_b, z, steps)
-    again = model.infer(torch.cat([start_b, on_b], dim=1)).z_BTZ
-    assert again is not None
-    # The context's own transitions keep the latents of A: only what was rolled out is re-inferred.
-    again = torch.cat([z[:, : context - 1], again[:, context - 1 :]], dim=1)
+    on_b = model.world_model.rollout(start_b, torch.cat([own[partner], rolled], dim=1), steps)
+    inferred = model.infer(torch.cat([start_b, on_b], dim=1)).z_BTZ
+    assert inferred is not None
+    again = inferred[:, context - 1 :]
 
     def against_a(latents: torch.Tensor) -> np.ndarray:
-        return per_clip_error(model.world_model.rollout(start_a, latents, steps), states[:, context:])
+        rollout = model.world_model.rollout(start_a, torch.cat([own, latents], dim=1), steps)
+        return per_clip_error(rollout, states[:, context:])
 
     return Cycle(
         clips.groups,
-        original=against_a(z),
+        original=against_a(rolled),
         transfer=against_a(again),
         shuffled=against_a(again[other]),
-        zero=against_a(torch.zeros_like(z)),
+        zero=against_a(torch.zeros_like(rolled)),
         seconds=np.full(len(clips), steps * each),
         asked=asked,
     )

@@ -89,10 +89,10 @@ def stitch(model: LatentActionObjective, clips: Clips, partner: Tensor) -> tuple
 
 @torch.no_grad()
 def measure(subject: Subject, clips: Clips, code: "CopyingCode | Missing") -> Leakage:
-    """Per-clip errors at the cut and at the same place of the uncut clip.
+    """Errors at the cut and at the same place of the uncut clip, one entry for each clip B, whose frame is predicted.
 
-    The uncut error is B's own (the clip whose frame is predicted), so that both errors have the same target up to
-    what the encoder makes of the changed past.
+    The uncut error is B's own, so that both errors have the same target up to what the encoder makes of the changed
+    past. They are B's video's too: filed under A's, clips of one B would be drawn apart, and intervals be too narrow.
     """
     model, partner = subject.model, clips.partners()
     if partner is None:
@@ -121,7 +121,7 @@ def measure(subject: Subject, clips: Clips, code: "CopyingCode | Missing") -> Le
         name: per_clip_error(code(state), state) for name, state in wanted.items()
     }  # fmt: skip
     return Leakage(
-        clips.groups,
+        clips.groups[partner.cpu().numpy()],
         cut=own["cut"],
         uncut=own["uncut"],
         copy_cut=per_clip_error(stitched[:, cut - 1], wanted["cut"]),

@@ -99,12 +99,18 @@ def judge(results: Sequence[Result]) -> Verdict:
 
 
 def _qualified(by_name: dict[str, Result]) -> list[str]:
-    """Figures that look good, and whose control says that they say nothing."""
+    """Figures that look good, and whose control says that they say nothing, or cannot say that they do."""
     lines = []
     for result in by_name.values():
         check = by_name.get(result.checked_by)
-        if check is not None and check.unit == "ratio" and (check.low is None or check.low <= LEAST):
+        if check is None or check.unit != "ratio" or (check.low is not None and check.low > LEAST):
+            continue
+        if check.high is not None and check.high <= LEAST:
             lines.append(f"{said(result)} says nothing here, because its control is near 1: {said(check)}.")
+        else:
+            lines.append(
+                f"Not decided whether {said(result)} says anything, for its control may be near 1: {said(check)}."
+            )
     return lines
 
 

@@ -1,10 +1,11 @@
 """From the rows of planned episodes to figures with intervals, and what has to be said beside them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from lawm.evaluation import Result, interval, mean, ratio, result_of
+from lawm.evaluation import Interval, Result, interval, mean, ratio, result_of
 
 Row = dict[str, Any]
 """An episode as it is kept (lawm/cluster/plan.py, Planner.episode)."""
@@ -48,9 +49,22 @@ def summarize_episodes(rows: list[Row], dataset: str, step: int, resamples: int,
     results = []
     for name, statistic, arrays, what, control in figures:
         found = interval(statistic, arrays, groups, resamples, seed, positive=True)
+        found = share_of(found) if what == "share of plans" else found
         said: dict[str, Any] = {"control": control, "seed": seed, **_reading(name, control)}
         results.append(result_of(found, name, what, dataset, step, **said))
     return results
+
+
+def share_of(found: Interval) -> Interval:
+    """The interval of a share, within 0 and 1. Where all videos agree, draws of them do not differ: there the exact
+    binomial one, of as many trials as there are videos (Clopper & Pearson 1934)."""
+    if found.low is None or found.high is None:
+        return found
+    if 0 < found.value < 1:
+        return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+    reach = 1 - 0.025 ** (1 / found.videos)
+    low, high = (0.0, reach) if found.value == 0 else (1 - reach, 1.0)
+    return replace(found, low=low, high=high)
 
 
 def _reading(name: str, control: str) -> dict[str, str]:

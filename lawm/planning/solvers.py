@@ -46,7 +46,8 @@ def cem(
         noise = torch.stack([torch.randn(config.samples, *shape, generator=g) for g in generators]).to(device)
         actions = space.kept_within((mean + std * noise) * space.scale + space.centre)
         candidates = (actions - space.centre) / space.scale
-        costs = cost(actions).nan_to_num(nan=float("inf"))
+        costs = cost(actions)
+        costs = costs.masked_fill(costs.isnan(), float("inf"))
         order = costs.argsort(dim=1)
         first = costs.gather(1, order[:, :1])[:, 0]
         if not torch.isfinite(first).all():

@@ -30,6 +30,22 @@ class Shows(Adds):
         return super().forward(torch.zeros_like(states_BTND), z_BTZ, past)
 
 
+class Sums(Adds):
+    """The first state and all latents from there on: exact only where every transition has its own."""
+
+    def rollout(self, context_BTND: Tensor, z_BTZ: Tensor | None, steps: int, candidates: int = 1) -> Tensor:
+        assert z_BTZ is not None
+        moved = z_BTZ.unflatten(2, context_BTND.shape[2:]).cumsum(dim=1)
+        return context_BTND[:, :1] + moved[:, context_BTND.shape[1] - 1 :][:, :steps]
+
+
+class Still(nn.Module):
+    """Latents that say nothing: with `Adds` the last state is copied."""
+
+    def forward(self, states_BTND: Tensor) -> Tensor:
+        return torch.zeros_like(states_BTND[:, 1:]).flatten(2)
+
+
 class Difference(nn.Module):
     def forward(self, states_BTND: Tensor) -> Tensor:
         return (states_BTND[:, 1:] - states_BTND[:, :-1]).flatten(2)

@@ -44,6 +44,16 @@ def test_what_intervals_do_not_decide_is_not_decided() -> None:
     assert judge([one_video]).carries == "not decided"
 
 
+def test_a_control_that_decides_nothing_is_not_called_near_1() -> None:
+    cycle = made("cycle_ratio", 1.02, checked_by="cycle_shuffled_vs_transfer")
+    alone = Result("cycle_shuffled_vs_transfer", 5.0, None, None, 8, 1, "ratio", "d", 7)
+    for check in (alone, made("cycle_shuffled_vs_transfer", 2.0, 0.95)):
+        lines = judge([*GOOD, cycle, check]).lines
+        assert not any("says nothing here" in line for line in lines)
+        assert sum(line.startswith("Not decided whether cycle_ratio 1.02") for line in lines) == 1
+    assert len(judge([*GOOD, cycle, made("cycle_shuffled_vs_transfer", 2.0)]).lines) == len(judge(GOOD).lines)
+
+
 def test_leakage_and_planning_are_said_too() -> None:
     lines = judge([*GOOD, made("leakage_score", 0.8), made("planning_vs_no_action", 1.2, 0.1)]).lines
     assert any(line.startswith("The latents carry frames") for line in lines)

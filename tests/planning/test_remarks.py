@@ -65,6 +65,16 @@ def test_limits_and_plans_that_leave_them_are_said() -> None:
     assert not any("leave" in line for line in remarks(rows[:1], {"x": [-1.0, 1.0]}, (0.5, 99.5)))
 
 
+def test_the_share_of_plans_that_leave_stays_a_share() -> None:
+    rows = [row(i, group=f"v{i}", outside=["x"] if i else []) for i in range(5)]
+    most = figures(rows)["plans_outside_labels"]
+    assert most.low is not None and 0 <= most.low < 0.8 < (most.high or 0) <= 1
+    none = figures([row(i, group=f"v{i}") for i in range(10)])["plans_outside_labels"]
+    assert (none.low, none.high) == (0, pytest.approx(0.3085, abs=1e-4))  # Clopper & Pearson: 0 of 10
+    every = figures([row(i, group=f"v{i}", outside=["x"]) for i in range(10)])["plans_outside_labels"]
+    assert (every.low, every.high) == (pytest.approx(0.6915, abs=1e-4), 1)
+
+
 def test_intervals_are_over_videos_and_say_which_way_is_better() -> None:
     rows = [row(i, group=f"v{i // 4}") for i in range(16)]
     found = figures(rows)

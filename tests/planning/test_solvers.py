@@ -97,20 +97,21 @@ def test_episodes_of_a_batch_are_planned_as_if_alone() -> None:
         assert float(costs[i]) == pytest.approx(alone.cost, abs=1e-6)
 
 
-def test_costs_that_are_no_numbers_are_never_chosen() -> None:
+@pytest.mark.parametrize("hole", [float("nan"), float("inf")])
+def test_costs_that_are_no_numbers_are_never_chosen(hole: float) -> None:
     space = action_space(CEM, PLACE, torch.zeros(2), torch.ones(2), None)
     exact = world([0.0, 0.0], [[1.0, 1.0]], "l2")
 
     def holed(actions_ESHA: Tensor) -> Tensor:
         costs = exact(actions_ESHA)
-        costs[:, ::2] = float("nan")
+        costs[:, ::2] = hole
         return costs
 
     actions, cost = cem(holed, space, CEM, [torch.Generator().manual_seed(0)])
     np.testing.assert_allclose(actions[0].sum(dim=0), [1.0, 1.0], atol=0.1)
     assert torch.isfinite(cost).all()
     with pytest.raises(LawmError, match="every candidate's predicted cost is infinite or no number"):
-        cem(lambda a: exact(a) * float("nan"), space, CEM, [torch.Generator()])
+        cem(lambda a: exact(a) * hole, space, CEM, [torch.Generator()])
 
 
 # ---------------------------------------------------------------- protocols
