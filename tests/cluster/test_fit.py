@@ -100,7 +100,7 @@ def test_bad_videos_are_listed_and_passed_over(small_set: SmallSet, tmp_path: Pa
 def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
     """simulate -> index -> encode -> train -> evaluate -> controller -> plan, on real PushT episodes."""
     at = {name: str(tmp_path / name) for name in ("data", "cache", "model", "none", "controller", "plan", "plain")}
-    tiny = ["--recipe", "tiny", "--set", "data.val_fraction=0.6", "--set", "cluster.max_failures=0"]
+    tiny = ["--recipe", "tiny", "--set", "data.val_fraction=0.7", "--set", "cluster.max_failures=0"]
     where, labels = str(tmp_path / "index.parquet"), f"{at['data']}/labels.parquet"
     assert simulate.main([*tiny, "--out", at["data"], "--episodes", "8", "--size", "64"]) == 0
     assert index.main([*tiny, at["data"], "--out", where]) == 0
@@ -147,7 +147,7 @@ def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
     assert plan.main([*child, "--out", at["plan"]]) == 0
     rows = [json.loads(line) for line in Path(at["plan"], "episodes.jsonl").read_text().splitlines()]
     assert [row["episode"] for row in rows] == [0, 1, 2, 3]
-    held_out = set(read_index(where).split("val", 0.6).table["key"].to_pylist())
+    held_out = set(read_index(where).split("val", 0.7).table["key"].to_pylist())
     assert {row["key"] for row in rows} <= held_out
     said = capsys.readouterr().out
     assert "what the states show after the simulator has carried the actions out" in said
