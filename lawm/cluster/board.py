@@ -20,19 +20,23 @@ class Board:
         self.stopped = ""
         self.starts = 0
         self.failures: list[str] = []
+        self.ended = 0
         self.restarts: list[dict[str, Any]] = []
 
     def failed(self, why: str) -> None:
         """Why workers have ended before their time."""
         self.failures.append(why)
+        self.ended += 1
 
     def began(self, step: int) -> dict[str, Any] | None:
-        """The workers begin at `step`: what is to be told of it, where it is not the first time."""
+        """The workers begin at `step`: what is to be told of it, where it is not the first time. Those that ended
+        before they began, while they read the data or the weights, count too."""
         self.starts += 1
-        if self.starts == 1:
+        if self.starts == 1 and not self.failures:
             return None
+        self.ended += not self.failures  # started again, and nobody has heard why
         why = "; ".join(self.failures) or "no reason was given"
-        told = {"step": step, "time": time.time(), "event": "restart", "number": self.starts - 1, "reason": why}
+        told = {"step": step, "time": time.time(), "event": "restart", "number": self.ended, "reason": why}
         self.failures = []
         self.restarts.append(told)
         return told
