@@ -36,18 +36,24 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--labels", metavar="URI", help="a Parquet table of actions, as `lawm simulate` writes it")
 
 
+SOURCES: dict[str, Any] = {"index": None, "cache": None, "mixture": []}
+"""What names the clips, and its value where it does not."""
+
+
 def with_data(config: Config, args: argparse.Namespace) -> Config:
-    """The config with --index, --cache and --labels put in, as absolute URIs."""
-    for name in ("index", "cache", "labels"):
-        given = getattr(args, name, None)
-        if given:
-            config = override(config, f"data.{name}", storage.absolute(given))
-            if name != "labels":
-                config = override(config, "data.mixture", [])  # what the checkpoint was trained on
-    if getattr(args, "mix", None):
-        if args.index or args.cache:
-            raise LawmError("give --index or --cache, or --mix for each source, not both")
-        config = override(config, "data.mixture", [mixed(given) for given in args.mix])
+    """The config with --index, --cache, --mix and --labels put in, as absolute URIs. Where one of them, or a --set of
+    the same field, names the clips, those of `config` (what a checkpoint was trained on) are named no longer."""
+    if args.mix and (args.index or args.cache):
+        raise LawmError("give --index or --cache, or --mix for each source, not both")
+    given: dict[str, Any] = {n: storage.absolute(v) for n in ("index", "cache", "labels") if (v := getattr(args, n))}
+    if args.mix:
+        given["mixture"] = [mixed(one) for one in args.mix]
+    settings = (one.partition("=") for one in args.overrides)
+    asked = {*given, *(path.strip().removeprefix("data.") for path, _, value in settings if value.strip() != "null")}
+    if asked & set(SOURCES):
+        given = {name: none for name, none in SOURCES.items() if name not in asked} | given
+    for name, value in given.items():
+        config = override(config, f"data.{name}", value)
     return config
 
 
@@ -446,19 +452,21 @@ def index_for_run(
     return report
 
 
-def quarantined(out: str) -> list[str]:
-    """`key: reason` of every refused clip of a run."""
+def json_lines(where: str) -> list[dict[str, Any]]:
+    """The objects of a run's file, one a line; empty where there is none."""
     import json
 
-    where = storage.join(out, "quarantine.jsonl")
-    if not storage.exists(where):
-        return []
-    rows = []
-    for line in storage.read_bytes(where).decode().splitlines():
-        with suppress(ValueError, KeyError, TypeError):  # the torn last line of a run that was killed while it wrote
-            row = json.loads(line)
-            rows.append(f"{row['key']}: {row['reason']}")
-    return rows
+    found = []
+    for line in storage.read_bytes(where).decode(errors="replace").splitlines() if storage.exists(where) else ():
+        with suppress(ValueError):  # the last line of a run that writes just now, or was killed while it wrote
+            found.append(json.loads(line))
+    return [one for one in found if isinstance(one, dict)]
+
+
+def quarantined(out: str) -> list[str]:
+    """`key: reason` of every refused clip of a run."""
+    rows = json_lines(storage.join(out, "quarantine.jsonl"))
+    return [f"{row['key']}: {row['reason']}" for row in rows if row.keys() >= {"key", "reason"}]
 
 
 def read_results(where: str) -> "Measured":

@@ -3,7 +3,6 @@
 lawm report --checkpoint runs/mine --out report.html
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from jobs._cli import base_parser, describe, run_job
-from jobs._run import add_data_arguments, checkpoint_config, quarantined, read_results
+from jobs._run import add_data_arguments, checkpoint_config, json_lines, quarantined, read_results
 from lawm import storage
 from lawm.config import Config, LawmError
 from lawm.report import (
@@ -32,10 +31,7 @@ from lawm.report import (
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; empty where there is none."""
-    where = storage.join(run, "metrics.jsonl")
-    return (
-        [json.loads(line) for line in storage.read_bytes(where).decode().splitlines()] if storage.exists(where) else []
-    )
+    return [line for line in json_lines(storage.join(run, "metrics.jsonl")) if "step" in line]
 
 
 def loss_curves(runs: dict[str, str]) -> list[Section]:

@@ -139,6 +139,8 @@ class ClipReader:
             return read_pieces(data.index)
         if data.mixture:
             raise LawmError("this model was trained on a mixture; say with --index or --cache what to measure on")
+        if data.cache:
+            raise LawmError(f"pictures are needed, and {data.cache} holds states: give the videos' --index as well")
         raise LawmError("no clips: set data.index (see `lawm index`), give --videos FOLDER, or set data.cache")
 
     def _chosen(self, pieces: Iterable[Index], split: Split, labels: Labels | None) -> Index:

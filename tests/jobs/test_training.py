@@ -1,5 +1,6 @@
 """What the jobs that train say: how long is left, what can be done next, where they write."""
 
+import json
 import shlex
 from argparse import Namespace
 from pathlib import Path
@@ -8,7 +9,21 @@ import pytest
 from small_runs import SmallSet
 
 from jobs import controller, decoder, train
-from jobs._run import Pace, beside, counted, next_step, spoken, training_note
+from jobs._cli import base_parser, resolve_config
+from jobs._run import (
+    Pace,
+    add_data_arguments,
+    beside,
+    counted,
+    next_step,
+    quarantined,
+    spoken,
+    training_note,
+    with_data,
+)
+from jobs.report import loss_curves, read_metrics
+from lawm.config import Config, DataConfig, LawmError, Source
+from lawm.data import ClipReader
 
 
 def test_the_time_left_is_told_from_the_pace_of_steps_not_of_the_start() -> None:
@@ -63,6 +78,48 @@ def test_what_comes_next_can_be_pasted() -> None:
     assert first == ["lawm", "evaluate", "--checkpoint", "/my runs/m", "--controller", "/my runs/c"]
     assert "lawm decoder --checkpoint" in said and "lawm plan" in said
     assert next_step("decoder", "d/step_00000001", "m").startswith("lawm report --checkpoint m --decoder d")
+
+
+def test_what_names_the_clips_replaces_what_a_checkpoint_was_trained_on() -> None:
+    def after(trained: DataConfig, *given: str) -> tuple[str | None, str | None, int, str | None]:
+        parser = base_parser("evaluate", None, default_recipe=None)
+        add_data_arguments(parser)
+        args = parser.parse_args(list(given))
+        data = resolve_config(args, with_data(Config(data=trained), args)).data
+        return data.index, data.cache, len(data.mixture), data.labels
+
+    both = DataConfig(index="/i", cache="/c", labels="/l")
+    assert after(both) == ("/i", "/c", 0, "/l")
+    assert after(both, "--index", "/new") == after(both, "--set", "data.index=/new") == ("/new", None, 0, "/l")
+    assert after(both, "--index", "/i") == ("/i", None, 0, "/l")
+    assert after(both, "--cache", "/new") == after(both, "--set", "data.cache=/new") == (None, "/new", 0, "/l")
+    assert after(both, "--cache", "/new", "--index", "/x") == ("/x", "/new", 0, "/l")
+    assert after(both, "--index", "/x", "--set", "data.cache=/new") == ("/x", "/new", 0, "/l")
+    assert after(both, "--labels", "/new") == ("/i", "/c", 0, "/new")
+    assert after(both, "--set", "data.cache=null") == ("/i", None, 0, "/l")
+    assert after(both, "--mix", "/a.parquet=0.5", "--mix", "/b.parquet=0.5") == (None, None, 2, "/l")
+    mixed = DataConfig(mixture=(Source(index="/a"), Source(index="/b")))
+    assert after(mixed, "--index", "/x") == ("/x", None, 0, None)
+    assert after(mixed, "--set", "data.index=/x") == ("/x", None, 0, None)
+    with pytest.raises(LawmError, match="give --index or --cache, or --mix"):
+        after(both, "--index", "/x", "--mix", "/a.parquet=1")
+
+
+def test_a_cache_has_no_pictures() -> None:
+    with pytest.raises(LawmError, match=r"/c holds states: give the videos' --index as well"):
+        ClipReader(Config(data=DataConfig(cache="/c")), frames=True)
+
+
+def test_a_run_that_is_written_to_can_be_reported(tmp_path: Path) -> None:
+    """The last lines of its files are torn."""
+    lines = [{"step": s, "prediction": 1 / s, "effective_rank": 2.0} for s in (1, 2, 3)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "predic')
+    assert read_metrics(str(tmp_path)) == lines
+    assert len(loss_curves({"run": str(tmp_path)})) == 2
+    (tmp_path / "quarantine.jsonl").write_text('{"key": "a.mp4", "reason": "corrupt"}\n{"key": "b.')
+    assert quarantined(str(tmp_path)) == ["a.mp4: corrupt"]
+    assert read_metrics(str(tmp_path / "none")) == quarantined(str(tmp_path / "none")) == []
 
 
 def test_from_a_model_to_a_controller_and_a_decoder(
