@@ -57,7 +57,7 @@ from lawm.training import (
     note_event,
     prepare,
     prepare_population,
-    prune_checkpoints,
+    prune_members,
     rank_and_world,
     read_about,
     said_of,
@@ -295,7 +295,7 @@ def _train(spec: RunSpec) -> None:
     if population:
         setups = prepare_population(spec.configs, spec.runs, starts)
     else:
-        setups = [prepare(config, kind, spec.runs[0], spec.parent, resume_from=starts[0])]
+        setups = [prepare(config, kind, spec.runs[0], starts[0], spec.parent)]
     setup = setups[0]
     first = setup.resume.step if setup.resume else 0
     reports = _Reports(spec, rank, first)
@@ -332,6 +332,8 @@ class _Reports:
         owned = zip(spec.runs, spec.configs, strict=True) if rank == 0 else ()
         self.writers = {run: RunWriter(run, own, first, spec.id) for run, own in owned}
         self.saved: list[str] = []
+        self.training = list(self.writers)
+        """The runs that their own figures have not stopped."""
 
     def bad(self, clip: BadClip) -> None:
         ray.get(self.spec.board.bad.remote(vars(clip)))  # on the board before rank 0 saves what has consumed it
@@ -353,8 +355,8 @@ class _Reports:
         """After every run's report: older checkpoints, the board, and Ray Train."""
         noted = None
         if self.rank == 0:
-            for run in self.writers if self.saved else ():  # not before every member has its checkpoint
-                prune_checkpoints(run, self.loop.keep)
+            if self.saved:  # not before every member has its checkpoint
+                prune_members(self.training, self.loop.keep)
             self.spec.board.put.remote({"step": step, "steps": self.loop.steps, **metrics})
         if self.saved and self.saved[0] == join(self.spec.runs[0], checkpoint_name(step)):
             filesystem, path = arrow_filesystem(self.saved[0])
@@ -374,4 +376,5 @@ class _Reports:
     def stop(self, member: int, why: str) -> None:
         if self.rank == 0:
             self.writers[self.spec.runs[member]].flush()
+            self.training.remove(self.spec.runs[member])
             mark_stopped(self.spec.runs[member], why, self.spec.configs[member])

@@ -10,6 +10,7 @@ from lawm.data.clips import ClipReader, MixedReader, Reader, open_reader
 from lawm.data.index import Index
 from lawm.data.sampling import LEAST_FRAMES, advice, slots_of
 from lawm.data.scales import action_scales
+from lawm.storage import StorageError
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,14 @@ def side_of(reader: Reader) -> Side:
 
 
 def held_out_reader(config: Config, kind: str) -> tuple[Reader | None, str]:
-    """The validation split of what `config` trains on; None, and why, where nothing is held out."""
+    """The validation split of what `config` trains on; None, and why, where nothing is held out. Raises StorageError
+    where that cannot be read."""
     if config.data.val_fraction == 0:
         return None, "data.val_fraction = 0"
     try:
         return open_reader(config, kind, "val"), ""
+    except StorageError:
+        raise
     except LawmError as error:
         return None, str(error)
 

@@ -35,6 +35,7 @@ from lawm.training.population import encoded_batch as encoded_batch
 from lawm.training.population import fit_population_local as fit_population_local
 from lawm.training.population import mark_stopped as mark_stopped
 from lawm.training.population import prepare_population as prepare_population
+from lawm.training.population import prune_members as prune_members
 from lawm.training.population import said_of as said_of
 from lawm.training.population import stopped_members as stopped_members
 from lawm.training.population import train_population as train_population

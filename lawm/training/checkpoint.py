@@ -224,8 +224,9 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def prune_checkpoints(run: str, keep: int) -> None:
-    """Keeps the newest and the `keep - 1` best (lowest validation error) checkpoints of a run."""
+def prune_checkpoints(run: str, keep: int, held: int | None = None) -> None:
+    """Keeps the newest and the `keep - 1` best (lowest validation error) checkpoints of a run, and that of step
+    `held`."""
     folders = checkpoint_folders(run)
     older = folders[:-1]
 
@@ -234,7 +235,8 @@ def prune_checkpoints(run: str, keep: int) -> None:
         return (error if math.isfinite(error) else math.inf, -(step_of(folder) or 0))  # of equals, the newer
 
     for folder in sorted(older, key=score)[keep - 1 :]:
-        _remove(folder)
+        if step_of(folder) != held:
+            _remove(folder)
 
 
 def drop_checkpoints(run: str, beyond: int) -> None:

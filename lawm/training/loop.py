@@ -194,7 +194,7 @@ def fit_local(
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> str:
     """Trains in this process, without Ray; resumes if `run` holds a checkpoint. Returns the newest checkpoint."""
-    setup = prepare(config, kind, run, parent)
+    setup = prepare(config, kind, run, newest_checkpoint(run), parent)
     _, loop = settings(config, kind)
     writer = RunWriter(run, config, setup.resume.step if setup.resume else 0)
 

@@ -73,6 +73,20 @@ def said_of(stopped: dict[int, str]) -> str:
     return "; ".join(f"member {i}: {why}" for i, why in sorted(stopped.items()))
 
 
+def newest_common_step(runs: Sequence[str]) -> int | None:
+    """The newest step of which every run has a checkpoint."""
+    folders = [{step_of(folder) for folder in checkpoint_folders(run)} for run in runs]
+    return max((step for step in set.intersection(*folders) if step is not None), default=None)
+
+
+def prune_members(runs: Sequence[str], keep: int) -> None:
+    """`prune_checkpoints` of every member that still trains, but for the checkpoints that the population would go on
+    from: a member whose figures are suspicious saves none, while the others do."""
+    held = newest_common_step(runs) if runs else None
+    for run in runs:
+        prune_checkpoints(run, keep, held)
+
+
 def common_checkpoints(runs: list[str]) -> list[str | None]:
     """The checkpoint of each run at the newest step that all have; None for each where there is none at all.
 
@@ -151,9 +165,9 @@ def check_runs(configs: list[Config], runs: list[str]) -> None:
 def prepare_population(configs: list[Config], runs: list[str], starts: Sequence[str | None]) -> list[Setup]:
     """Each member made ready, all on one encoder, to go on from `starts` (those of `common_checkpoints`)."""
     setups: list[Setup] = []
-    for config, run, newest in zip(configs, runs, starts, strict=True):
+    for config, run, start in zip(configs, runs, starts, strict=True):
         encoder = model_of(setups[0].objective).encoder if setups else None
-        setups.append(prepare(config, LatentActionObjective.kind, run, encoder=encoder, resume_from=newest))
+        setups.append(prepare(config, LatentActionObjective.kind, run, start, encoder=encoder))
     return setups
 
 
@@ -177,7 +191,7 @@ def _fit_left(configs: list[Config], runs: list[str], progress: Callable[[int, d
     setups = prepare_population(configs, runs, common_checkpoints(runs))
     steps = [setup.resume.step if setup.resume else 0 for setup in setups]
     writers = [RunWriter(run, config, step) for run, config, step in zip(runs, configs, steps, strict=True)]
-    loop = configs[0].train
+    loop, training = configs[0].train, list(runs)
 
     def on_bad(clip: BadClip) -> None:
         for writer in writers:
@@ -188,13 +202,13 @@ def _fit_left(configs: list[Config], runs: list[str], progress: Callable[[int, d
         return local_batches(setups[0].reader, local_batch(loop, world), cursor, rank, world, on_bad=on_bad)
 
     def after(step: int, metrics: dict[str, float]) -> None:
-        for run in runs:  # not before every member has its checkpoint
-            prune_checkpoints(run, loop.keep)
+        prune_members(training, loop.keep)  # not before every member has its checkpoint
         if progress is not None:
             progress(step, metrics)
 
     def on_stop(member: int, why: str) -> None:
         writers[member].flush()
+        training.remove(runs[member])
         mark_stopped(runs[member], why, configs[member])
 
     reports = [local_report(writer, None) for writer in writers]

@@ -62,15 +62,15 @@ def prepare(
     config: Config,
     kind: str,
     run: str,
+    start: str | None,
     parent: str | None = None,
     encoder: Encoder | None = None,
-    resume_from: str | None = None,
 ) -> Setup:
-    """Model, clips, calibration, validation clips, and the checkpoint to resume from if `run` has one.
+    """Model, clips, calibration, validation clips, and the checkpoint `start` of `run`, to go on from.
 
-    `encoder`: one that is already loaded, of the same config. `resume_from`: a checkpoint of `run` other than its
-    newest. Raises LawmError, among others where the
-    run folder belongs to a run of another config.
+    `start`: None begins anew. It is the caller's to find, once for all ranks and members: each would find another where
+    one is saved meanwhile. `encoder`: one that is already loaded, of the same config. Raises LawmError, among others
+    where the run folder belongs to a run of another config.
     """
     check_same_run(config, kind, run)
     reader = open_reader(config, kind)
@@ -83,10 +83,9 @@ def prepare(
     objective, on = build_objective(config, kind, parent, extra.get("action_dim"), encoder)
     for cache in reader.caches:
         check_cache(cache, config, model_of(objective))
-    newest = resume_from or newest_checkpoint(run)
-    resume = load_checkpoint(newest, optimizer=True) if newest else None
+    resume = load_checkpoint(start, optimizer=True) if start is not None else None
     if resume is not None:
-        check_encoder(resume, model_of(objective), newest or run)
+        check_encoder(resume, model_of(objective), start or run)
     if resume is None and objective.calibrates:
         objective.calibrate(collate(first_clips(reader, CALIBRATION_CLIPS)))
     if resume is None and objective.reads_actions:

@@ -8,7 +8,8 @@ import pytest
 from made_videos import ref_to, write_video
 
 from lawm.config import ClipSpec, Config, DataConfig, LawmError, PixelsEncoder, VideoLimits, override
-from lawm.data import ClipReader, Index, data_lines, fit_lines, rows_to_table, write_index
+from lawm.data import ClipReader, Index, data_lines, fit_lines, held_out_reader, rows_to_table, write_index
+from lawm.storage import StorageError
 from lawm.video import VideoRef, empty_row, probe
 
 CLIP = ClipSpec(frames=16, fps=4.0, size=64)
@@ -98,3 +99,15 @@ def test_training_says_what_it_trains_on_and_holds_out(tmp_path: Path) -> None:
     counts = [int(re.search(r"(\d+) videos", line)[1]) for line in many[:2]]  # type: ignore[index]
     assert sum(counts) == 200 and 5 < counts[1] < 40 and "alone" not in many[1]
     assert np.isclose(counts[1] / 200, 0.1, atol=0.07) and many[2].startswith("all 200 fit ")
+
+
+def test_a_storage_that_fails_is_not_nothing_held_out(tmp_path: Path) -> None:
+    """The index goes away between the training split and the held-out one."""
+    uri = str(tmp_path / "i.parquet")
+    write_index(index_of({f"{i}.mp4": (8.0, 30.0) for i in range(20)}), uri)
+    config = Config(data=DataConfig(index=uri, clip=CLIP), encoder=PixelsEncoder())
+    reader, why = held_out_reader(config, "latent_action")
+    assert reader is not None and not why
+    Path(uri).unlink()
+    with pytest.raises(StorageError, match=r"i\.parquet"):
+        held_out_reader(config, "latent_action")

@@ -14,17 +14,22 @@ from jobs import train
 from lawm.cluster.fit import fit_population
 from lawm.cluster.session import Session
 from lawm.config import Config, LawmError, Noisy, override
+from lawm.data import Cursor
 from lawm.model.encoder.pixels import PixelStates
 from lawm.storage import StorageError
 from lawm.training import (
+    Checkpoint,
     checkpoint_name,
     common_checkpoints,
     fit_local,
     fit_population_local,
     load_checkpoint,
+    prepare,
+    prepare_population,
     stopped_members,
 )
 from lawm.training.checkpoint import checkpoint_folders, step_of
+from lawm.training.loop import Trainer
 
 
 def members(small_set: SmallSet) -> list[Config]:
@@ -112,6 +117,45 @@ def test_a_kill_between_two_members_checkpoints_is_mended(tmp_path: Path, small_
     assert [Path(str(uri)).name for uri in common_checkpoints(runs)] == [checkpoint_name(3)] * 2
     fit_population_local(configs, runs)
     assert [losses(Path(r)) for r in runs] == [losses(Path(r)) for r in whole]
+
+
+def test_a_member_that_saves_none_for_a_while_does_not_lose_the_population(
+    tmp_path: Path, small_set: SmallSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its figures are suspicious: it skips checkpoints that the others save, and all are killed meanwhile."""
+    configs = [override(override(c, "train.keep", 1), "train.steps", 12) for c in members(small_set)[:2]]
+    whole = [str(tmp_path / "whole" / str(i)) for i in range(2)]
+    fit_population_local(configs, whole)
+    assert all([step_of(folder) for folder in checkpoint_folders(run)] == [12] for run in whole)
+    runs = [str(tmp_path / "killed" / str(i)) for i in range(2)]
+    checkpoint = Trainer._checkpoint
+
+    def suspicious(self: Trainer, done: int, figures: dict[str, float], cursor: Cursor) -> Checkpoint | None:
+        second = self.config.model == configs[1].model
+        return None if second and done > 3 else checkpoint(self, done, figures, cursor)
+
+    def kill(step: int, metrics: dict[str, float]) -> None:
+        if step == 10:
+            raise InterruptedError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(Trainer, "_checkpoint", suspicious)
+        fit_population_local(configs, runs, kill)
+    assert [[step_of(folder) for folder in checkpoint_folders(run)] for run in runs] == [[3, 9], [3]]
+    fit_population_local(configs, runs)
+    assert [losses(Path(r)) for r in runs] == [losses(Path(r)) for r in whole]
+    assert all([step_of(folder) for folder in checkpoint_folders(run)] == [12] for run in runs)
+
+
+def test_a_run_begins_where_it_is_told_to(tmp_path: Path, small_set: SmallSet) -> None:
+    """Not at a checkpoint that has appeared since its ranks, or members, agreed on none."""
+    config, run = members(small_set)[0], str(tmp_path / "run")
+    last = fit_local(config, "latent_action", run)
+    assert prepare(config, "latent_action", run, None).resume is None
+    (alone,) = prepare_population([config], [run], [None])
+    assert alone.resume is None
+    resumed = prepare(config, "latent_action", run, last).resume
+    assert resumed is not None and resumed.step == 6
 
 
 def test_a_member_that_diverges_leaves_the_others_alone(tmp_path: Path, small_set: SmallSet) -> None:
