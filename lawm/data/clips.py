@@ -12,7 +12,7 @@ import numpy as np
 
 from lawm.config import Config, LawmError
 from lawm.data.index import Index, read_pieces
-from lawm.data.labels import Labels, read_labels
+from lawm.data.labels import ClipLabelsError, Labels, read_labels
 from lawm.data.sampling import Cursor, MixturePlan, PlanArrays, SamplingPlan
 from lawm.data.splitting import Splitter
 from lawm.data.state_cache import StateCache, check_exact
@@ -177,7 +177,7 @@ class ClipReader:
         return found
 
     def sample(self, position: int) -> Sample:
-        """The clip at that position; raises VideoError for a bad video."""
+        """The clip at that position; raises VideoError for a bad video, ClipLabelsError for labels that do not fit."""
         rows = self.plan.rows(np.array([position], dtype=np.int64))
         video, start_s = int(rows.video[0]), float(rows.start_s[0])
         clip, key, group = self.config.data.clip, self._keys[video].as_py(), self.index.group(video)
@@ -198,7 +198,7 @@ class ClipReader:
 
         try:
             return self.sample(position)
-        except VideoError as error:
+        except (VideoError, ClipLabelsError) as error:
             rows = self.plan.rows(np.array([position], dtype=np.int64))
             ref = self.index.ref(int(rows.video[0]))
             return BadClip(position, ref.key, ref.source, float(rows.start_s[0]), error.reason, str(error))
@@ -231,7 +231,7 @@ class MixedReader:
         return [cache for reader in self.readers for cache in reader.caches]
 
     def sample(self, position: int) -> Sample:
-        """The clip at that position; raises VideoError for a bad video."""
+        """The clip at that position; raises VideoError for a bad video, ClipLabelsError for labels that do not fit."""
         source, local = self.plan.locate([position])
         return replace(self.readers[int(source[0])].sample(int(local[0])), position=position)
 

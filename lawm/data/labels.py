@@ -60,6 +60,12 @@ LABELS_SCHEMA = pa.schema(
 )
 
 
+class ClipLabelsError(LawmError):
+    """The labels of one video do not fit a clip of it; those of the others may."""
+
+    reason = "labels"
+
+
 @dataclasses.dataclass(frozen=True)
 class VideoLabels:
     """What is known about one video: `actions` float32 [n, A], `states` float32 [n or n + 1, S] or None."""
@@ -205,8 +211,9 @@ class Labels:
     def actions_for(self, key: str, start_s: float, clip: ClipSpec, seconds_F: np.ndarray | None = None) -> np.ndarray:
         """The F - 1 actions between the frames of a clip that starts at `start_s` seconds: float32 [F - 1, A].
 
-        See ActionKind; `seconds_F` as for `states_for`. Raises LawmError where the video's actions end before the
-        clip does, and for sums where the rates do not divide, or the clip starts between two actions.
+        See ActionKind; `seconds_F` as for `states_for`. Raises ClipLabelsError where the video's actions end before the
+        clip does, and for sums where its rate does not divide as others in the table do; LawmError where none does, or
+        the clip starts between two actions.
         """
         if self.kind in FROM_STATES:
             return deltas(self.kind, self.states_for(key, start_s, clip, seconds_F))
@@ -244,7 +251,7 @@ class Labels:
     def states_for(self, key: str, start_s: float, clip: ClipSpec, seconds_F: np.ndarray | None = None) -> np.ndarray:
         """The world's state at each frame of the clip, float32 [F, S]. `seconds_F`: the times of these very frames
         (`Clip.seconds_F`); without them, as frames at the rate of the labels are chosen (`timing.choose`). Raises
-        LawmError where the states end before the clip does, or the table has none."""
+        ClipLabelsError where the states end before the clip does, LawmError where the table has none."""
         i = self._find(key)
         if self._states is None:
             raise LawmError(f"{self._where}: no states for every video; fill the column `states` to use them")
@@ -281,7 +288,7 @@ class Labels:
         return i
 
     def _too_short(self, key: str, has: int, what: str, clip: ClipSpec, start_s: float, needs: int) -> LawmError:
-        return LawmError(
+        return ClipLabelsError(
             f"{self._where}: {key} has {has} {what}; a clip of {clip.frames} frames at {clip.fps:g} fps"
             f" from {start_s:g} s needs {needs}. Take shorter clips or an earlier start"
         )
@@ -291,8 +298,11 @@ class Labels:
         rate = float(self._rate[i])
         each = round(rate / fps)
         if each < 1 or not math.isclose(rate, each * fps, rel_tol=1e-6):
-            raise LawmError(
-                f"{self._where}: actions at {rate:g} Hz do not divide into clips at {fps:g} fps;"
+            per_frame = np.rint(self._rate / fps)
+            others_do = np.any((per_frame >= 1) & np.isclose(self._rate, per_frame * fps, rtol=1e-6, atol=0))
+            whose = f" of {list(self._row)[i]}" if others_do else ""
+            raise (ClipLabelsError if others_do else LawmError)(
+                f"{self._where}: actions{whose} at {rate:g} Hz do not divide into clips at {fps:g} fps;"
                 f" choose data.clip.fps = {rate:g} divided by a whole number"
             )
         first = round(start_s * rate)

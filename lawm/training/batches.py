@@ -73,20 +73,25 @@ def local_batches(
     """Batches of `batch` clips from the cursor on, for ever. Bad clips go to `on_bad`, later ones replace them."""
     quarantine = Quarantine(reader.config.data.max_bad_fraction, on_bad)
     positions = plan_positions(cursor, rank, world)
+    good: list[Sample] = []
+    refused: list[BadClip] = []
+    for found in _read(reader, positions, threads):
+        if quarantine.passed(found):
+            good.append(found)  # type: ignore[arg-type]
+        else:
+            refused.append(found)  # type: ignore[arg-type]
+        if len(good) == batch:
+            yield collate(good, refused)
+            good, refused = [], []
+
+
+def _read(reader: Reader, positions: Iterator[int], threads: int) -> Iterator[Sample | BadClip]:
+    """In order; videos are decoded ahead."""
     if reader.cache is not None:
-        while True:
-            yield collate([reader.sample(next(positions)) for _ in range(batch)])
+        yield from map(reader.try_sample, positions)
     with ThreadPoolExecutor(threads) as pool:
         pending = [pool.submit(reader.try_sample, next(positions)) for _ in range(2 * threads)]
-        good: list[Sample] = []
-        refused: list[BadClip] = []
         while True:
             found = pending.pop(0).result()
             pending.append(pool.submit(reader.try_sample, next(positions)))
-            if quarantine.passed(found):
-                good.append(found)  # type: ignore[arg-type]
-            else:
-                refused.append(found)  # type: ignore[arg-type]
-            if len(good) == batch:
-                yield collate(good, refused)
-                good, refused = [], []
+            yield found

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from lawm.config import ClipSpec, LawmError
 from lawm.data import Dimension, Labels, Meaning, VideoLabels, labels_table, write_labels
 from lawm.data.dimensions import GRIPPER, PLANAR, POSE, named
-from lawm.data.labels import LABELS_SCHEMA, read_labels
+from lawm.data.labels import LABELS_SCHEMA, ClipLabelsError, read_labels
 from lawm.video import VideoError, decode_clip
 
 CLIP = ClipSpec(frames=4, fps=4)
@@ -71,6 +71,16 @@ def test_the_last_clip_that_fits(labels: Labels) -> None:
 def test_what_cannot_be_answered(labels: Labels, key: str, start: float, fps: float, said: str) -> None:
     with pytest.raises(LawmError, match=said):
         labels.actions_for(key, start, ClipSpec(frames=3, fps=fps))
+
+
+def test_one_video_whose_rate_does_not_divide_is_that_videos_fault(tmp_path: Path) -> None:
+    """Where the rate of none divides, the clip's is wrong, and no clip can be had."""
+    odd = write_labels([*rows(), VideoLabels("odd.mp4", 5.0, np.ones((20, 2)), np.ones((21, 3)))], str(tmp_path / "l"))
+    with pytest.raises(ClipLabelsError, match=r"actions of odd\.mp4 at 5 Hz do not divide into clips at 4 fps"):
+        odd.actions_for("odd.mp4", 0.0, CLIP)
+    with pytest.raises(LawmError) as caught:
+        odd.actions_for("odd.mp4", 0.0, ClipSpec(frames=4, fps=3))
+    assert not isinstance(caught.value, ClipLabelsError)
 
 
 def test_videos_without_states(tmp_path: Path) -> None:

@@ -4,12 +4,27 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from small_runs import SmallSet, index_folder, tiny_with
 
-from lawm.config import LawmError
-from lawm.data import BadClip, ClipReader, Cursor, Index, Sample, first_clips, plan_positions, read_index
+from lawm.config import LawmError, override
+from lawm.data import (
+    BadClip,
+    ClipReader,
+    Cursor,
+    Index,
+    Piece,
+    Sample,
+    cache_key,
+    finish_cache,
+    first_clips,
+    part_bytes,
+    part_name,
+    plan_positions,
+    read_index,
+)
 from lawm.training import collate, local_batches
 
 
@@ -145,3 +160,35 @@ def test_a_batch_has_actions_only_if_all_its_clips_do() -> None:
     batch = collate([one, two], bad).to(torch.device("cpu"))
     assert (batch.positions_B.tolist(), batch.refused, len(batch)) == ([3, 9], (4, 5), 2)
     assert batch.clips == ((3, "a", 0.0, False), (9, "b", 0.0, False), (4, "c", 0.5, True), (5, "c", 0.5, True))
+
+
+@pytest.mark.parametrize("from_cache", [False, True])
+def test_labels_that_end_early_cost_their_clips_and_not_the_run(
+    small_set: SmallSet, tmp_path: Path, from_cache: bool
+) -> None:
+    """Of one training video 2 s of 3 are labelled: its late clips are refused by name, all others are there."""
+    config = tiny_with(data__labels=str(tmp_path / "labels.parquet"))
+    table = pq.read_table(small_set.labels)
+    short = next(iter(read_index(small_set.index).split("train", 0.25).keys()))
+    actions = [row["actions"][:8] if row["key"] == short else row["actions"] for row in table.to_pylist()]
+    pq.write_table(table.set_column(2, "actions", [actions]), tmp_path / "labels.parquet")
+    if from_cache:
+        index = read_index(small_set.index)
+        pieces = [Piece(key, 0, 12) for key in small_set.keys]
+        name = part_name(pieces)
+        (tmp_path / name).write_bytes(part_bytes(pieces, [np.zeros((12, 16, 192), np.float16) for _ in pieces]))
+        finish_cache(str(tmp_path), cache_key(config, "", "index"), index, {name: pieces}, (16, 192))
+        config = override(config, "data.cache", str(tmp_path))
+    else:
+        config = override(config, "data.index", small_set.index)
+    reader = ClipReader(config, labelled=True)
+    rows = reader.plan.rows(np.arange(len(reader.plan)))
+    keys = np.array(list(reader.index.keys()))[rows.video]
+    late = np.flatnonzero((keys == short) & (rows.start_s + (config.data.clip.frames - 1) / 4 > 2.0)).tolist()
+    bad: list[BadClip] = []
+    batches = local_batches(reader, 1, Cursor(), on_bad=bad.append)
+    good = [int(next(batches).positions_B[0]) for _ in range(len(reader.plan) - len(late))]
+    assert late and sorted(good + late) == list(range(len(reader.plan)))
+    assert [b.position for b in bad] == late and {b.reason for b in bad} == {"labels"}
+    assert all(f"{short} has 8 actions; a clip of 4 frames" in b.message for b in bad)
+    assert len(first_clips(reader, len(reader.plan))) == len(good)
