@@ -194,13 +194,17 @@ def _seconds(video: Video, stamps: list[int]) -> np.ndarray:
 
 
 def _times_from_table(video: Video) -> _Times | None:
-    """Times from an mp4's sample table, without reading the frames; None where it has no whole one.
+    """Times from an mp4's sample table, without reading the frames; None where it has no whole one, or where packets
+    would not be trusted either.
 
     The table is in decoding order with decoding times. Their differences are those of the display times, save
     for frames that are reordered at a variable rate.
     """
     entries = video.stream.index_entries
     if "mp4" not in video.container.format.name or len(entries) == 0 or len(entries) != video.stream.frames:
+        return None
+    codec = video.stream.codec_context.name
+    if codec not in _ONE_EACH or (codec == "mpeg4" and any(e.size <= _NO_VOP for e in entries)):
         return None
     there = [e for e in entries if not e.is_discard and e.pos + e.size <= video.ref.size]
     if not there:
