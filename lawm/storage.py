@@ -192,12 +192,13 @@ def _get(uri: str, offset: int, size: int | None, version: int | None = None) ->
                 if attempt >= s3.ATTEMPTS:
                     raise
                 time.sleep(min(0.25 * 2 ** (attempt - 1), 8.0) * random.uniform(0.5, 1.0))
-    # Some services answer a range with status 200; some of those send the whole object.
     span_said = str(answer.get("ContentRange", ""))
     total = int(span_said.rpartition("/")[2]) if span_said.rpartition("/")[2].isdigit() else None
-    if not whole and not span_said and (size is None or len(data) > size):
-        total = len(data)
-        data = data[offset:] if size is None else data[offset : offset + size]
+    if not whole and not span_said and (offset > 0 or len(data) > (size or 0)):
+        # Some services answer a range with status 200; some of those send the whole object.
+        total = _head(uri)[0]
+        if len(data) == total:
+            data = data[offset:] if size is None else data[offset : offset + size]
     return _Body(data, len(data) if whole else total, there)
 
 
@@ -347,7 +348,7 @@ def exists(uri: str) -> bool:
                     s3.client().head_object(Bucket=bucket, Key=key)
                     return True
                 key += "/"
-            return bool(s3.client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount", 0))
+            return bool(s3.client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents"))
     except NotFoundError:
         return False
 
@@ -451,14 +452,20 @@ def _list_s3(uri: str) -> Iterator[tuple[str, int]]:
             return
         key += "/"
     any_found = False
-    with s3.errors(uri):
-        for page in s3.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.removesuffix("*")):
-            for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):  # folder markers
-                    any_found = True
-                    yield f"{S3}{bucket}/{item['Key']}", int(item["Size"])
+    for name, size in _keys(uri, bucket, key.removesuffix("*")):
+        if not name.endswith("/"):  # folder markers
+            any_found = True
+            yield f"{S3}{bucket}/{name}", size
     if not any_found:
         raise NotFoundError(f"{uri}: there is nothing under this prefix{s3.at()}")
+
+
+def _keys(uri: str, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """(key, size) of all objects with that prefix, folder markers too."""
+    with s3.errors(uri):
+        for page in s3.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for item in page.get("Contents", ()):
+                yield str(item["Key"]), int(item["Size"])
 
 
 # ---------------------------------------------------------------- writing
@@ -527,7 +534,10 @@ def delete(uri: str) -> None:
                 s3.client().head_object(Bucket=bucket, Key=key)
                 names.append(key)
         with suppress(NotFoundError):
-            names += [bucket_key(name)[1] for name, _ in _list_s3(uri.rstrip("/") + "/")]
+            below = [name for name, _ in _keys(uri, bucket, key.rstrip("/") + "/")]
+            # Markers last, the innermost first: servers over a file system keep a folder that is not empty.
+            names += [name for name in below if not name.endswith("/")]
+            names += [name for name in reversed(below) if name.endswith("/")]
         with s3.errors(uri):
             for name in names:
                 s3.client().delete_object(Bucket=bucket, Key=name)

@@ -304,11 +304,20 @@ def test_what_pyarrow_and_ray_ask_of_a_filesystem(clean: Path, server: tuple[str
     for act in (system.open_input_file, system.open_input_stream, system.delete_file):
         with pytest.raises(FileNotFoundError):
             act(f"{path}/nothing")
+    assert system.get_file_info(fs.FileSelector("nobucket", allow_not_found=True)) == []
+    for act in (system.copy_file, system.move):
+        for missing in (f"{path}/nothing", "nobucket/nothing"):
+            with pytest.raises(FileNotFoundError):
+                act(missing, f"{path}/copy")
     system.copy_file(f"{path}/a/b/one", f"{path}/copy")
     system.move(f"{path}/a/b", f"{path}/moved")
+    with system.open_output_stream(f"{path}/moved/empty"):
+        pass
+    system.move(f"{path}/moved", f"{path}/moving")
+    system.move(f"{path}/moving", f"{path}/moved")
     assert local.open_input_file(f"{path}/copy").read() == b"1" * 5
     assert [p for p, t, _ in seen(system, path, True) if t == fs.FileType.File] == [
-        f"{path}/{name}" for name in ("a/two", "copy", "moved/c/four", "moved/one", "three")
+        f"{path}/{name}" for name in ("a/two", "copy", "moved/c/four", "moved/empty", "moved/one", "three")
     ]
     system.delete_dir(f"{path}/moved")
     system.delete_file(f"{path}/three")

@@ -90,6 +90,40 @@ def test_ranges_of_services_that_answer_with_everything(bucket: str, monkeypatch
     monkeypatch.setattr(client, "get_object", deaf)
     assert storage.read_bytes(uri, 100, 50) == DATA[100:150]
     assert storage.read_bytes(uri, 10_000) == DATA[10_000:]
+    assert storage.read_bytes(uri, 100, len(DATA)) == DATA[100:]
+    assert storage.read_bytes(uri, 0, 50) == DATA[:50]
+    assert storage.read_bytes(uri, len(DATA) + 5, 2 * len(DATA)) == b""
+
+
+def test_ranges_of_services_that_do_not_say_which(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The right bytes, without Content-Range."""
+    uri = storage.join(bucket, "c.bin")
+    storage.write_bytes(uri, DATA)
+    client = s3_client()
+    real = client.get_object
+    monkeypatch.setattr(client, "get_object", lambda **a: {k: v for k, v in real(**a).items() if k != "ContentRange"})
+    assert storage.read_bytes(uri, 100, 50) == DATA[100:150]
+    assert storage.read_bytes(uri, 10_000) == DATA[10_000:]
+    assert storage.read_bytes(uri, 100, len(DATA)) == DATA[100:]
+
+
+def test_folder_markers_are_deleted_with_their_folder(bucket: str) -> None:
+    client = boto3.client("s3", endpoint_url=s3_client().meta.endpoint_url)
+    name = bucket.removeprefix("s3://")
+    for key in ("f/", "f/g/", "f/g/1", "h/", "i"):
+        client.put_object(Bucket=name, Key=key, Body=b"")
+    storage.delete(f"{bucket}/f")
+    arrow_filesystem(bucket)[0].delete_dir(f"{name}/h")
+    assert [item["Key"] for item in client.list_objects_v2(Bucket=name)["Contents"]] == ["i"]
+
+
+def test_listings_without_a_count(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Services that know the first version of listings alone do not count."""
+    storage.write_bytes(f"{bucket}/a/b", b"x")
+    client = s3_client()
+    real = client.list_objects_v2
+    monkeypatch.setattr(client, "list_objects_v2", lambda **a: {k: v for k, v in real(**a).items() if k != "KeyCount"})
+    assert storage.exists(f"{bucket}/a") and not storage.exists(f"{bucket}/b")
 
 
 def test_one_request_reads_ahead(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, cast
 
 import pyarrow as pa
@@ -83,7 +84,7 @@ class Objects(fs.FileSystemHandler):
         prefix = f"{key}/" if key else ""
         pages = s3.client().get_paginator("list_objects_v2")
         folders: set[str] = set()
-        with s3.errors(self.uri(base)):
+        with suppress(NotFoundError), s3.errors(self.uri(base)):  # no such bucket
             asked = {"Bucket": bucket, "Prefix": prefix} | ({} if recursive else {"Delimiter": "/"})
             for page in pages.paginate(**asked):
                 folders.update(one["Prefix"].rstrip("/") for one in page.get("CommonPrefixes", ()))
@@ -120,17 +121,23 @@ class Objects(fs.FileSystemHandler):
             s3.client().delete_object(Bucket=bucket, Key=key)
 
     def move(self, src: str, dest: str) -> None:
-        found = (
-            [src] if self._info(src).type == fs.FileType.File else [f.path for f in self._below(src, True) if f.size]
-        )
+        if self._info(src).type == fs.FileType.File:
+            found = [src]
+        else:
+            found = [f.path for f in self._below(src, True) if f.type == fs.FileType.File]
+        if not found:
+            raise FileNotFoundError(src)
         for path in found:
             self.copy_file(path, dest + path.removeprefix(src))
         storage.delete(self.uri(src))
 
     def copy_file(self, src: str, dest: str) -> None:
         (from_bucket, from_key), (bucket, key) = bucket_key(self.uri(src)), bucket_key(self.uri(dest))
-        with s3.errors(self.uri(src)):
-            s3.client().copy({"Bucket": from_bucket, "Key": from_key}, bucket, key)
+        try:
+            with s3.errors(self.uri(src)):
+                s3.client().copy({"Bucket": from_bucket, "Key": from_key}, bucket, key)
+        except NotFoundError as error:
+            raise FileNotFoundError(str(error)) from None
 
     # ---------------------------------------------------------------- bytes
     def open_input_stream(self, path: str) -> pa.PythonFile:

@@ -112,6 +112,32 @@ def test_a_folder_of_videos_is_not_kinetics(tmp_path: Path) -> None:
     }
 
 
+def test_lists_that_contradict_each_other(tmp_path: Path) -> None:
+    """Of a clip that two lists name differently nobody knows what it shows; what they say alike, or one leaves open,
+    stands."""
+    head, names = "label,youtube_id,time_start,time_end,split\n", ("same", "open", "label", "split")
+    (tmp_path / "k").mkdir()
+    for name in names:
+        write_video(tmp_path / f"k/{name:_<11}_000000_000010.mp4", 40)
+    rows = {"a.csv": {n: "zumba,{},0,10,val" for n in names}, "b.csv": {"same": "zumba,{},0,10,validate"}}
+    rows["b.csv"] |= {"open": ",{},0,10,", "label": "yoga,{},0,10,val", "split": "zumba,{},0,10,train"}
+    for file, lines in rows.items():
+        (tmp_path / "k" / file).write_text(head + "".join(f"{s.format(f'{n:_<11}')}\n" for n, s in lines.items()))
+    found = {key.partition("_")[0]: reason for key, reason in read("kinetics", tmp_path / "k", tmp_path / "o").items()}
+    assert found == {
+        "same": None,
+        "open": None,
+        "label": "labels: line 4 of a.csv and line 4 of b.csv both name it, as 'zumba' and 'yoga'",
+        "split": "labels: line 5 of a.csv and line 5 of b.csv both name it, as 'val' and 'train'",
+    }
+    data_sets.ssv2(tmp_path / "s")
+    where = tmp_path / "s/labels/train.json"
+    where.write_text(json.dumps([*json.loads(where.read_text()), {"id": "1", "template": "Dropping [something]"}]))
+    said = "labels: entry 1 of train.json and entry 2 of train.json both name it, as "
+    said += "'Holding something' and 'Dropping something'"
+    assert read("ssv2", tmp_path / "s", tmp_path / "p")["train/1.webm"] == said
+
+
 def test_pusht_videos_that_are_gone(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", 40)
     write_video(tmp_path / "c.mp4", 40)

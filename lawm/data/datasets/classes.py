@@ -26,6 +26,7 @@ from lawm.data.listing import list_videos
 from lawm.video import VideoRef
 
 _SPLITS = ("train", "val", "validate", "validation", "test")
+_VALIDATION = {"val", "validate", "validation"}
 _KINETICS = re.compile(r"([\w-]{11})(_\d{6}_\d{6})?")
 """<youtube id>_<start>_<end>; some copies leave the times out."""
 
@@ -53,6 +54,16 @@ class _Entry:
     where: str
     reason: str | None = None
     found: bool = False
+
+    def also(self, entry: "_Entry") -> None:
+        """Takes in what another list says of it; where they differ, that is why it cannot be used."""
+        for what in ("split", "label"):
+            one, other = getattr(self, what), getattr(entry, what)
+            differ = one and other and one != other and not {one, other} <= _VALIDATION
+            if differ and self.reason is None:
+                said = f"as {one!r} and {other!r}"[:120]
+                self.reason = f"labels: {self.where} and {entry.where} both name it, {said}"
+            setattr(self, what, one or other)
 
 
 def _refused(key: str, uri: str, reason: str, entry: _Entry | None = None) -> Recording:
@@ -84,8 +95,8 @@ def ssv2_batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
             number, entry = _ssv2_entry(row, match[1], f"entry {place} of {posixpath.basename(uri)}")
             if number is None:
                 odd.append(_refused(f"{match[1]}/({entry.where})", uri, str(entry.reason), entry))
-            elif number in known and known[number].split != entry.split:
-                known[number].reason = f"labels: {known[number].where} and {entry.where} both name it"
+            elif number in known:
+                known[number].also(entry)
             else:
                 known[number] = entry
     if not lists:
@@ -143,6 +154,8 @@ def kinetics_batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
             name, entry = _kinetics_entry(row, where)
             if name is None:
                 odd.append(_refused(f"{entry.split or 'unlabelled'}/({where})", uri, str(entry.reason), entry))
+            elif name in known:
+                known[name].also(entry)
             else:
                 known[name] = entry
     videos = list(list_videos([root]))
@@ -162,8 +175,9 @@ def kinetics_batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
             split = (entry and entry.split) or next((f for f in folders if f in _SPLITS), None)
             if entry is not None:
                 entry.found = True
-            strange = entry is None and match is None and not ref.key.endswith("/")
-            reason = "labels: not named <youtube id>_<start>_<end>, and in no CSV" if strange else None
+            reason = entry.reason if entry else None
+            if entry is None and match is None and not ref.key.endswith("/"):
+                reason = "labels: not named <youtube id>_<start>_<end>, and in no CSV"
             ref = replace(ref, group=match[1] if match else None)
             yield Recording(ref, label=label, split=split, reason=reason)
         for name, entry in known.items():
