@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     from lawm.training import read_about
 
     if args.dry_run:
-        held_out = labelled_clips(config)
+        held_out = labelled_clips(config, [args.checkpoint, args.controller])
         kind = read_about(args.controller)["kind"]
         if kind != "controller":
             raise LawmError(f"{args.controller} holds a {kind}, not a controller")

@@ -67,7 +67,7 @@ def picture_section(
     """Rollouts of the split's first clips against the true frames; or why there are no pictures, and the remedy."""
     from lawm.data import ClipReader, EmptySplit, first_clips
     from lawm.evaluation import prediction_rows
-    from lawm.training import collate, load_controller, load_decoder, load_model
+    from lawm.training import check_actions, collate, load_controller, load_decoder, load_model
 
     if not config.data.index:
         return Text(title, "No pictures: they are decoded from the videos. Give their index (--index URI).")
@@ -82,6 +82,8 @@ def picture_section(
         reader = ClipReader(config, split, labelled=control is not None, frames=True)  # type: ignore[arg-type]
     except EmptySplit as error:
         return Text(title, f"No pictures: {error}")
+    if controller and reader.labels is not None:
+        check_actions(controller, reader.labels)
     samples = first_clips(reader, max(2, 2 * clips))
     groups = [sample.group for sample in samples]
     found = prediction_rows(model, decoding, collate(samples), groups, clips, control)

@@ -17,7 +17,7 @@ import torch
 from lawm.cluster.actors import Actors
 from lawm.cluster.session import TRAIN, Need
 from lawm.config import Config, LawmError, parse_config
-from lawm.data import ClipReader, EmptySplit, Index, Sample, Split
+from lawm.data import ClipReader, EmptySplit, Index, Labels, Sample, Split
 from lawm.evaluation import (
     SUITE,
     Clips,
@@ -35,10 +35,12 @@ from lawm.evaluation import (
 from lawm.model import check_state_a_frame, states_per_clip
 from lawm.training import (
     autocast,
+    check_actions,
     check_baseline,
     check_cache,
     check_free_of_the_past,
     collate,
+    config_in_use,
     load_controller,
     load_model,
     pick_device,
@@ -183,7 +185,12 @@ class Work:
     notes: list[str]
     reader: ClipReader
     videos: dict[str, Index]
-    names: tuple[str, ...]
+    labels: Labels | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the numbers of an action are called."""
+        return () if self.labels is None else tuple(dimension.name for dimension in self.labels.meaning.actions)
 
 
 def units_of(
@@ -244,9 +251,8 @@ def plan_work(config: Config, company: Company, which: Sequence[str]) -> Work:
         clips = min(fit.clips or e.clips, e.clips)
         own, _ = units_of(reader, side, SUITE[name].labelled or always, clips, e.batch, [name], fits=True)
         fits += own
-    actions = plain.labels or (None if isinstance(labelled, Missing) else labelled.labels)
-    dims = () if actions is None else tuple(dimension.name for dimension in actions.meaning.actions)
-    return Work(units, fits, missing, unfitted, notes, plain, videos, dims)
+    labels = plain.labels or (None if isinstance(labelled, Missing) else labelled.labels)
+    return Work(units, fits, missing, unfitted, notes, plain, videos, labels)
 
 
 def videos_of(reader: ClipReader, units: Sequence[Unit]) -> Index:
@@ -287,12 +293,16 @@ def check_asked(config: Config, company: Company, which: Sequence[str]) -> Work:
         raise LawmError(f"no evaluation {', '.join(unknown)}; there are {', '.join(EVALUATIONS)}")
     check_context(config)
     trained = parse_config(read_about(company.model)["config"], company.model)
-    for uri in company.baselines.values():
-        check_baseline(trained, parse_config(read_about(uri)["config"], uri), uri)
+    measured = config_in_use(trained, config, company.model)
+    for name, uri in company.baselines.items():
+        check_baseline(measured, parse_config(read_about(uri)["config"], uri), uri, name)
     if company.controller is not None:
         read_about(company.controller)
         check_state_a_frame(config.encoder, config.data.clip)
     work = plan_work(config, company, which)
+    if work.labels is not None:
+        for uri in company.all:
+            check_actions(uri, work.labels)
     if "leakage" in which:
         check_free_of_the_past(work.reader.cache, "leakage (leave it out with --which)")
     return work
@@ -323,7 +333,8 @@ def evaluate(
     refused: list[str] = []
     count = max(1, min(config.cluster.evaluate_actors, len(work.units)))
     with Actors(Evaluator, (config, company), count, config.cluster) as actors:
-        fitted = ray.put(fit_all(actors, work, e.seed))
+        fits, unread = fit_all(actors, work, e.seed)
+        fitted = ray.put(fits)
         found: dict[int, Found] = {}
         actors.spread("run", work.units, found.__setitem__, fitted, what="unit")
     for number in sorted(found):  # in the order of the units, whichever was done first
@@ -333,7 +344,7 @@ def evaluate(
                 missing[one] = values
             else:
                 parts[one].append(values)
-    measured = Measured(notes=[*work.notes, *refusals(refused)])
+    measured = Measured(notes=[*work.notes, *refusals(refused), *refusals(unread, "clips to fit on")])
     for one in which:
         name = called[id(work.videos[one])] if one in work.videos else dataset or ""
         if one in missing:
@@ -345,12 +356,16 @@ def evaluate(
     return measured
 
 
-def fit_all(actors: Actors, work: Work, seed: int) -> dict[str, Any]:
-    """What every evaluation fits on the clips that are not measured, or why it has nothing."""
+def fit_all(actors: Actors, work: Work, seed: int) -> tuple[dict[str, Any], list[str]]:
+    """What every evaluation fits on the clips that are not measured, or why it has nothing; and the clips of these that
+    were refused."""
     collected: dict[str, dict[int, PerClip]] = {}
     fitted: dict[str, Any] = dict(work.unfitted)
 
+    refused: dict[int, list[str]] = {}
+
     def keep(number: int, found: Found) -> None:
+        refused[number] = found.refused
         for name, values in found.values.items():
             if isinstance(values, Missing):
                 fitted[name] = values
@@ -363,7 +378,8 @@ def fit_all(actors: Actors, work: Work, seed: int) -> dict[str, Any]:
         assert fit is not None
         ordered = [own[number] for number in sorted(own)]
         fitted[name] = fit.make(ordered, seed) if ordered else Missing("none of the clips to fit it on can be read")
-    return fitted
+    said = [message for number in sorted(refused) for message in refused[number]]
+    return fitted, list(dict.fromkeys(said))  # a clip that two evaluations would fit on is one clip
 
 
 def said_of(
@@ -381,6 +397,6 @@ def said_of(
     return summarize(figures, values, dataset, step, resamples, seed, evaluation.note(values, names))
 
 
-def refusals(messages: Sequence[str]) -> list[str]:
+def refusals(messages: Sequence[str], what: str = "clips") -> list[str]:
     """One line for the clips that were refused."""
-    return [f"{len(messages)} clips were refused; the first: {messages[0]}"] if messages else []
+    return [f"{len(messages)} {what} were refused; the first: {messages[0]}"] if messages else []

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from lawm.planning import (
 )
 from lawm.storage import exists, is_s3, join, read_bytes, write_bytes
 from lawm.training import (
+    check_actions,
     check_cache,
     check_free_of_the_past,
     collate,
@@ -56,6 +58,16 @@ def episode_config(config: Config) -> Config:
     horizon = preset(config.plan).horizon
     clip = config.data.clip.model_copy(update={"frames": horizon + 1})
     return config.model_copy(update={"data": config.data.model_copy(update={"clip": clip})})
+
+
+@dataclass(frozen=True)
+class Task:
+    """An episode and the held-out clip that it is planned on: that of its own number, or one in its place. `refused`:
+    why its own is not taken."""
+
+    episode: int
+    position: int
+    refused: str = ""
 
 
 class Planner:
@@ -81,13 +93,14 @@ class Planner:
         scales = self.controller.controller.action_mean, self.controller.controller.action_std
         self.space = action_space(self.settings, self.dimensions, *scales, shown)
 
-    def _clip(self, reader: ClipReader, position: int) -> Sample:
-        """The clip there, or the next good one."""
-        for p in range(position, position + len(reader.plan)):
-            found = reader.try_sample(p)
+    def _training_actions(self, position: int) -> np.ndarray:
+        """The true actions of the training clip there, or of the next good one."""
+        for p in range(position, position + len(self.training.plan)):
+            found = self.training.try_sample(p)
             if not isinstance(found, BadClip):
-                return found
-        raise LawmError("no held-out labelled clip can be read")
+                assert found.actions is not None
+                return found.actions
+        raise LawmError("no labelled clip of the training split can be read")
 
     def _ends(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Normalised states [1, 1, N, D] of the first frame, [1, N, D] of the last; labelled clips have one a frame."""
@@ -100,18 +113,20 @@ class Planner:
         return start, goal[:, 0]
 
     @torch.no_grad()
-    def episode(self, number: int) -> dict[str, Any]:
+    def episode(self, task: Task) -> dict[str, Any] | BadClip:
         """Plans from the clip's first frame to its last. The row: errors of the plan and of each baseline by kind of
-        dimension, in SI units, their predicted costs, and what leaves the range of the training split's actions."""
-        settings = self.settings
-        sample = self._clip(self.held_out, number)
+        dimension, in SI units, their predicted costs, and what leaves the range of the training split's actions. The
+        clip itself where it cannot be read."""
+        settings, number = self.settings, task.episode
+        sample = self.held_out.try_sample(task.position)
+        if isinstance(sample, BadClip):
+            return sample
         true = sample.actions
         assert true is not None
         start, goal = self._ends(sample)
         generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
         found = plan(self.model, self.controller, start, goal, self.space, settings, [generator])[0]
-        other = self._clip(self.training, int(torch.randint(2**31, (1,), generator=generator))).actions
-        assert other is not None
+        other = self._training_actions(int(torch.randint(2**31, (1,), generator=generator)))
         at = round(sample.start_s * self.labels.of(sample.key).rate_hz)
         sequences = {
             "planned": found.actions_HA,
@@ -125,6 +140,8 @@ class Planner:
         left = outside(found.actions_HA, self.shown)
         return {
             "episode": number,
+            "position": task.position,
+            "refused": task.refused,
             "key": sample.key,
             "group": sample.group,
             "start_s": sample.start_s,
@@ -161,14 +178,17 @@ def label_ranges(config: Config) -> dict[str, list[float]]:
     return {d.name: [low, high] for d, low, high in ends}
 
 
-def labelled_clips(config: Config) -> int:
-    """Held-out labelled clips as long as an episode. Raises LawmError where they are fewer than the episodes."""
+def labelled_clips(config: Config, checkpoints: Sequence[str]) -> int:
+    """Held-out labelled clips as long as an episode. Raises LawmError where they are fewer than the episodes, or where
+    their actions are not those that the checkpoints take."""
     total = config.plan.episodes
     check_state_a_frame(config.encoder, config.data.clip)
     reader = ClipReader(episode_config(config), "val", labelled=True)
     check_free_of_the_past(reader.cache, "planning")
     held_out = len(reader.plan)
     assert reader.labels is not None
+    for uri in checkpoints:
+        check_actions(uri, reader.labels)
     check_units(config.plan.preset, in_units(reader.labels.meaning.actions, config.plan.unit))
     if held_out < total:
         raise LawmError(
@@ -183,6 +203,43 @@ def dataset_name(config: Config, name: str | None, checkpoints: Sequence[str]) -
     return data_name(name, ClipReader(episode_config(config), "val", labelled=True).index, checkpoints)
 
 
+def every_episode(
+    total: int, clips: int, rows: Mapping[int, Mapping[str, Any]], run: Callable[[Sequence[Task]], dict[int, str]]
+) -> None:
+    """Runs all episodes that have no row yet; `run` returns those whose clips cannot be read, and why.
+
+    Such an episode gets the next clip that no other has, of those beyond the number of episodes, in the order of the
+    episodes: whatever the number of actors, and however often planning was interrupted. Raises LawmError, once all
+    others are planned, where none is left.
+    """
+    taken = {int(row.get("position", e)): e for e, row in rows.items() if e < total}
+    todo, refused = [], {}
+    for e in (e for e in range(total) if e not in rows):
+        if e in taken:  # with fewer episodes than now it was to spare
+            refused[e] = f"its clip is episode {taken[e]}'s"
+        else:
+            todo.append(Task(e, e))
+    spare = (p for p in range(total, clips) if p not in taken)
+    without: dict[int, str] = {}
+    while todo or refused:
+        refused |= run(todo)
+        todo = []
+        for e in sorted(refused):
+            position = next(spare, None)
+            if position is None:
+                without[e] = refused[e]
+            else:
+                todo.append(Task(e, position, refused[e]))
+        refused = {}
+    if without:
+        first = min(without)
+        raise LawmError(
+            f"{len(without)} of {total} episodes have no clip, for theirs cannot be read and no other held-out "
+            f"labelled one is left; the first, episode {first}: {without[first]}. "
+            f"Set plan.episodes={total - len(without)}"
+        )
+
+
 def plan_episodes(
     config: Config, model: str, controller: str, out: str, progress: Callable[[int, int], None] | None = None
 ) -> list[dict[str, Any]]:
@@ -191,7 +248,7 @@ def plan_episodes(
     An actor that dies loses nothing: its episode goes to another one, with the same seed. Raises LawmError.
     """
     total = config.plan.episodes
-    labelled_clips(config)
+    clips = labelled_clips(config, [model, controller])
     where, about = join(out, "episodes.jsonl"), join(out, "episodes.json")
     shown = shown_by(ClipReader(episode_config(config), "train", labelled=True), config.plan.percentiles)
     said = json.dumps(identity(config, model, controller), indent=1).encode()
@@ -222,8 +279,23 @@ def plan_episodes(
     if todo:
         count = min(config.cluster.plan_actors, len(todo))
         with Actors(Planner, (config, model, controller, shown), count, config.cluster) as actors:
-            actors.spread("episode", todo, lambda _, row: keep(row), what="episode")
-        write_bytes(where, _lines(rows))  # in order, now that all are there
+
+            def run(tasks: Sequence[Task]) -> dict[int, str]:
+                refused: dict[int, str] = {}
+
+                def one(number: int, found: dict[str, Any] | BadClip) -> None:
+                    if isinstance(found, BadClip):
+                        refused[tasks[number].episode] = found.message
+                    else:
+                        keep(found)
+
+                actors.spread("episode", tasks, one, what="episode")
+                return refused
+
+            try:
+                every_episode(total, clips, rows, run)
+            finally:
+                write_bytes(where, _lines(rows))  # in order, now that all are there
     return [rows[e] for e in sorted(rows) if e < total]
 
 

@@ -1,8 +1,9 @@
 """What measured data are to the models: held out, trained on, or other data. Found out, never taken on trust.
 
 "Held-out" is said of videos that belong to a training's data and that none of the models was trained on; and of nothing
-else. A video is the same as another where the keys agree and the durations too, or where both belong to one group
-(cameras of an episode). What was trained on is what the checkpoint names (`lawm.training`, split_facts), and where its
+else. A video is the same as another where the keys agree and the durations too. Cameras of an episode (a group) are one
+where the durations agree, of most episodes that both data sets name: `episode_000042` is the name of one in every
+LeRobot set. What was trained on is what the checkpoint names (`lawm.training`, split_facts), and where its
 videos were too many to be named, what its config selects of its index now.
 """
 
@@ -15,6 +16,9 @@ from lawm.training import read_about
 
 HELD_OUT, TRAINED_ON, OTHER = "held-out", "trained on", "other data"
 SAME_SECONDS = 0.15
+SAME_SET = 0.5
+"""Share of the episodes named in two data sets that have to last as long in both, for the two to be one. Of different
+sets a few do by chance; sets of equally long episodes all do, and are then called one."""
 
 
 def data_name(name: str | None, videos: Index, checkpoints: Sequence[str]) -> str:
@@ -71,7 +75,9 @@ def _sides(mine: "_Videos", about: dict[str, Any], uri: str) -> tuple[set[str], 
         except EmptySplit:
             continue
         except LawmError:  # the index has gone
-            return None if named is None else ((found := mine.hashed(named)), found)
+            # An episode's name alone does not say of which data set it is.
+            found = set() if named is None else mine.hashed(named)
+            return None if named is None or found & mine.lasting.keys() else (found, found)
         for one in getattr(reader, "readers", [reader]):
             shared = mine.shared_with(one.index)
             known |= shared
@@ -87,17 +93,25 @@ class _Videos:
         rows = zip(videos.keys(), videos.groups(), videos.column("duration_s"), strict=True)
         self.of_key = {key: (group, seconds) for key, group, seconds in rows}
         self.groups = {group for group, _ in self.of_key.values()}
-        self.named = {group for key, (group, _) in self.of_key.items() if group != key}
+        self.lasting: dict[str, list[float]] = {}
+        """Of each group that has a name of its own, how long its videos last, in seconds."""
+        for key, (group, seconds) in self.of_key.items():
+            if group != key:
+                self.lasting.setdefault(group, []).append(seconds)
 
     def shared_with(self, other: Index) -> set[str]:
         """Groups of the measured videos that the other index has too."""
-        found = set()
+        found: set[str] = set()
+        agrees: dict[str, bool] = {}
         for key, group, seconds in zip(other.keys(), other.groups(), other.column("duration_s"), strict=True):
             mine = self.of_key.get(key)
-            if mine is not None and not abs(mine[1] - seconds) > SAME_SECONDS:
+            if group != key and group in self.lasting:
+                as_long = any(not abs(one - seconds) > SAME_SECONDS for one in self.lasting[group])
+                agrees[group] = agrees.get(group, False) or as_long
+            elif mine is not None and not abs(mine[1] - seconds) > SAME_SECONDS:
                 found.add(mine[0])
-            elif group != key and group in self.named:
-                found.add(group)
+        if sum(agrees.values()) >= SAME_SET * len(agrees):
+            found |= {group for group, as_long in agrees.items() if as_long}
         return found
 
     def hashed(self, named: Sequence[str]) -> set[str]:

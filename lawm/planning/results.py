@@ -90,6 +90,10 @@ def remarks(rows: list[Row], ranges: dict[str, list[float]], percentiles: tuple[
     said = [_HOW[rows[0]["measured"]]]
     if "translation" not in rows[0]["units"]:
         said.append("the labels call no dimension a translation, so there is no delta_xyz: see docs/datasets.md")
+    moved = [row for row in rows if row.get("refused")]
+    if moved:
+        why = f"the first, episode {moved[0]['episode']}: {moved[0]['refused']}"
+        said.append(f"{len(moved)} of {len(rows)} episodes are of other clips, for theirs were refused; {why}")
     low, high = percentiles
     within = ", ".join(f"{name} {a:.3g} to {b:.3g}" for name, (a, b) in ranges.items())
     said.append(f"the training split's actions, {low:g} to {high:g} percentile: {within}")

@@ -3,6 +3,7 @@ from lawm.training.batches import collate as collate
 from lawm.training.batches import local_batches as local_batches
 from lawm.training.checkpoint import Checkpoint as Checkpoint
 from lawm.training.checkpoint import RunTaken as RunTaken
+from lawm.training.checkpoint import check_actions as check_actions
 from lawm.training.checkpoint import check_baseline as check_baseline
 from lawm.training.checkpoint import check_cache as check_cache
 from lawm.training.checkpoint import check_free_of_the_past as check_free_of_the_past

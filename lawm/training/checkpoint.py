@@ -16,8 +16,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from lawm import __version__
-from lawm.config import Config, LawmError, differing_fields, parse_config
-from lawm.data import Cursor, StateCache
+from lawm.config import Config, LawmError, TrueActions, differing_fields, parse_config
+from lawm.data import Cursor, Labels, StateCache
 from lawm.model import Encoder, states_per_clip
 from lawm.storage import NotFoundError, delete, exists, join, list_files, read_bytes, write_bytes
 from lawm.training.fine_tune import LEARNING, build_latent_action
@@ -278,12 +278,44 @@ def check_free_of_the_past(cache: StateCache | None, what: str) -> None:
         )
 
 
-def check_baseline(model: Config, baseline: Config, uri: str) -> None:
-    """Raises LawmError where errors of the two are errors in different states."""
+BASELINES = {"deterministic": "deterministic", "unconstrained": "none"}
+"""What a model is set beside, and the bottleneck that it is trained with."""
+
+
+def check_baseline(model: Config, baseline: Config, uri: str, name: str) -> None:
+    """Raises LawmError where `baseline` is not what `name` (of BASELINES) says, or where its errors and the model's are
+    errors in different states. `model`: as it is measured, with the clips of now."""
+    bottleneck = baseline.model.bottleneck.kind
+    if bottleneck != BASELINES[name]:
+        raise LawmError(
+            f"--{name} {uri}: trained with model.bottleneck.kind = {bottleneck}; expected one trained with "
+            f"{BASELINES[name]}"
+        )
+    kinds = [config.encoder.normalize_states for config in (model, baseline)]
+    if kinds[0] != kinds[1] and "layer_norm" in kinds:
+        raise LawmError(
+            f"{uri}: encoder.normalize_states = {kinds[1]}, and the model's is {kinds[0]}: layer_norm cannot be "
+            "undone, so their errors cannot be set side by side; train both with the same"
+        )
+    check_states_a_clip(baseline, model, uri)
     if any(config.fine_tune.target != "off" for config in (model, baseline)):
         raise LawmError(
             f"{uri}: its errors cannot be set beside the model's, because an encoder was trained (fine_tune.target) "
             "and their states are not the same; compare frozen encoders"
+        )
+
+
+def check_actions(uri: str, labels: Labels) -> None:
+    """Raises LawmError where the checkpoint takes actions of another width than the labels have."""
+    about = read_about(uri)
+    bottleneck = parse_config(about["config"], uri).model.bottleneck
+    width = about["extra"].get("action_dim") if about["kind"] == ControllerObjective.kind else None
+    if about["kind"] == LatentActionObjective.kind and isinstance(bottleneck, TrueActions):
+        width = bottleneck.action_dim
+    if width is not None and width != labels.action_dim:
+        raise LawmError(
+            f"{uri} takes actions of {width} numbers, and the labels have {labels.action_dim}; give the labels that it "
+            "was trained with"
         )
 
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from small_runs import SmallSet, tiny_with
 
@@ -72,10 +74,8 @@ def test_what_was_not_given_is_said_and_the_rest_is_measured(ray_cluster: Sessio
 def test_refused_clips_are_counted_and_their_units_go_on(
     ray_cluster: Session, runs: Path, small_set: SmallSet, tmp_path: Path
 ) -> None:
-    """A held-out video that has been cut short since it was indexed."""
+    """Two videos that have been cut short since they were indexed, a held-out one and one that is fitted on."""
     import shutil
-
-    import pyarrow.parquet as pq
 
     config = tiny_with(data__index=small_set.index)
     shutil.copytree(small_set.folder, tmp_path / "videos")
@@ -83,12 +83,14 @@ def test_refused_clips_are_counted_and_their_units_go_on(
     moved = [str(tmp_path / "videos" / Path(source).name) for source in table["source"].to_pylist()]
     table = table.set_column(table.column_names.index("source"), "source", [moved])
     pq.write_table(table, tmp_path / "index.parquet")
-    spoilt = next(ClipReader(config, "val").index.keys())
-    broken = tmp_path / "videos" / spoilt
-    broken.write_bytes(broken.read_bytes()[:200])
+    spoilt, fitted = (next(ClipReader(config, side).index.keys()) for side in ("val", "train"))  # type: ignore[arg-type]
+    for key in (spoilt, fitted):
+        broken = tmp_path / "videos" / key
+        broken.write_bytes(broken.read_bytes()[:200])
     config = override(config, "data.index", str(tmp_path / "index.parquet"))
-    measured = evaluate(config, Company(str(runs / "model")), ("capacity",))
+    measured = evaluate(config, Company(str(runs / "model")), ("capacity", "leakage"))
     assert any("clips were refused; the first: " in note and spoilt in note for note in measured.notes)
+    assert any("clips to fit on were refused; the first: " in note and fitted in note for note in measured.notes)
     assert measured.results[0].videos == len(ClipReader(config, "val").index) - 1
 
 
@@ -120,6 +122,20 @@ def test_what_was_trained_on_is_known_when_the_index_has_gone(small_set: SmallSe
     (tmp_path / "index.parquet").unlink()
     assert data_name(None, sides["train"], run) == "trained on"
     assert "held-out" not in data_name(None, sides["val"], run)  # not known to be of the training's data
+
+
+def test_an_episodes_name_alone_says_nothing_when_the_index_has_gone(small_set: SmallSet, tmp_path: Path) -> None:
+    """Another data set names its episodes alike: nothing else of the videos trained on is in the checkpoint."""
+    table = pq.read_table(small_set.index)
+    names = pa.array([f"episode_{i:06d}" for i in range(len(table))])
+    table = table.set_column(table.column_names.index("group"), "group", names)
+    pq.write_table(table, tmp_path / "index.parquet")
+    config = trained(tmp_path / "run", str(tmp_path / "index.parquet"))
+    (tmp_path / "index.parquet").unlink()
+    other = table.set_column(table.column_names.index("key"), "key", pa.array([f"top/{i}" for i in range(len(table))]))
+    pq.write_table(other, tmp_path / "other.parquet")
+    index = ClipReader(override(config, "data.index", str(tmp_path / "other.parquet")), "train").index
+    assert data_name(None, index, [str(tmp_path / "run")]).startswith("data of unknown standing")
 
 
 def test_another_index_is_other_data_though_keys_are_the_same(

@@ -65,6 +65,12 @@ def test_limits_and_plans_that_leave_them_are_said() -> None:
     assert not any("leave" in line for line in remarks(rows[:1], {"x": [-1.0, 1.0]}, (0.5, 99.5)))
 
 
+def test_episodes_of_other_clips_are_said() -> None:
+    said = remarks([row(0), row(1, refused="b.mp4: corrupt")], {}, (0.5, 99.5))
+    assert "1 of 2 episodes are of other clips, for theirs were refused; the first, episode 1: b.mp4: corrupt" in said
+    assert not any("other clips" in line for line in remarks([row(0), row(1, refused="")], {}, (0.5, 99.5)))
+
+
 def test_the_share_of_plans_that_leave_stays_a_share() -> None:
     rows = [row(i, group=f"v{i}", outside=["x"] if i else []) for i in range(5)]
     most = figures(rows)["plans_outside_labels"]

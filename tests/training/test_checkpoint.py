@@ -1,25 +1,31 @@
 """Checkpoints: strict, damage is noticed, what does not belong together is refused; on disk and on S3."""
 
 import json
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import boto3
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_runs import losses_of, made_batch, new_objective, tiny_with
+from small_runs import losses_of, made_batch, new_objective, tiny_kind, tiny_with
 from torch import Tensor
 
 from lawm.config import LawmError, TimmEncoder, VJepa2Encoder, override
-from lawm.data import Cursor
+from lawm.data import Cursor, Labels, VideoLabels, labels_table
 from lawm.model.encoder.backbone import TimmStates
 from lawm.recipes import tiny
 from lawm.training import (
     Checkpoint,
     ControllerObjective,
     LatentActionObjective,
+    check_actions,
+    check_baseline,
     checkpoint_name,
     load_checkpoint,
     load_controller,
@@ -285,3 +291,49 @@ def test_a_state_of_several_frames_has_no_single_action() -> None:
         else:
             with pytest.raises(LawmError, match=r"of 2 frames, .* data.clip.duplicate=2 .*frames=2 "):
                 ControllerObjective(one, model, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "fields", "said"),
+    [
+        ("noisy", "deterministic", {}, "--deterministic twin: trained with model.bottleneck.kind = noisy; expected"),
+        ("none", "deterministic", {}, "bottleneck.kind = none; expected one trained with deterministic"),
+        ("deterministic", "unconstrained", {}, "bottleneck.kind = deterministic; expected one trained with none"),
+        ("none", "unconstrained", {"data__clip__frames": 4}, "twin was trained on 4: it has never seen later ones"),
+        ("none", "unconstrained", {"encoder__normalize_states": "layer_norm"}, "normalize_states = layer_norm"),
+    ],
+)
+def test_what_cannot_be_a_models_baseline_is_refused(kind: str, name: str, fields: Any, said: str) -> None:
+    model = tiny_with(encoder__normalize_states="off", data__clip__frames=8)
+    with pytest.raises(LawmError, match=re.escape(said)):
+        check_baseline(model, tiny_kind(kind, **{"encoder__normalize_states": "off"} | fields), "twin", name)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "good"), [
+    ("off", "channel", True), ("channel", "off", True), ("layer_norm", "layer_norm", True),
+    ("layer_norm", "channel", False), ("off", "layer_norm", False), ("layer_norm", "off", False),
+])  # fmt: skip
+def test_states_of_a_baseline_can_be_compared(ours: str, theirs: str, good: bool) -> None:
+    model, twin = (
+        tiny_kind("noisy", encoder__normalize_states=ours),
+        tiny_kind("none", encoder__normalize_states=theirs),
+    )
+    with nullcontext() if good else pytest.raises(LawmError, match="layer_norm cannot be undone"):
+        check_baseline(model, twin, "twin", "unconstrained")
+
+
+def test_labels_of_another_width_than_a_checkpoint_takes_are_refused(tmp_path: Path) -> None:
+    """Of width 1, actions would be spread over all that it takes, and nothing be said."""
+    labels = {
+        width: Labels(labels_table([VideoLabels("a", 4.0, np.zeros((8, width), np.float32))])) for width in (1, 2, 7)
+    }
+    one = made_checkpoint()
+    uris = {"controller": replace(one, kind="controller"), "given": replace(one, config=tiny_kind("true_actions"))}
+    for name, checkpoint in uris.items():
+        save_checkpoint(checkpoint, f"{tmp_path}/{name}/{checkpoint_name(7)}")
+        check_actions(f"{tmp_path}/{name}", labels[2])
+        for width in (1, 7):
+            with pytest.raises(LawmError, match=f"takes actions of 2 numbers, and the labels have {width}; give"):
+                check_actions(f"{tmp_path}/{name}", labels[width])
+    save_checkpoint(one, f"{tmp_path}/free/{checkpoint_name(7)}")  # latents of its own: any labels do
+    check_actions(f"{tmp_path}/free", labels[7])

@@ -221,10 +221,11 @@ def test_a_run_that_goes_on_remembers_its_first_loss(tmp_path: Path) -> None:
 
 def test_baselines_with_other_states_are_refused() -> None:
     frozen, tuned = tiny_with(), fine_tuned_config()
-    check_baseline(frozen, frozen, "twin")
+    twin_of = {id(one): override(one, "model.bottleneck", {"kind": "deterministic"}) for one in (frozen, tuned)}
+    check_baseline(frozen, twin_of[id(frozen)], "twin", "deterministic")
     for model, twin in ((frozen, tuned), (tuned, frozen), (tuned, tuned)):
         with pytest.raises(LawmError, match=r"^twin: its errors cannot be set beside the model's"):
-            check_baseline(model, twin, "twin")
+            check_baseline(model, twin_of[id(twin)], "twin", "deterministic")
 
 
 def test_a_diverging_loss_stops_the_run() -> None:
