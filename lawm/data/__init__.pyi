@@ -25,6 +25,7 @@ from lawm.data.dimensions import UNKNOWN as UNKNOWN
 from lawm.data.dimensions import Dimension as Dimension
 from lawm.data.dimensions import DimensionKind as DimensionKind
 from lawm.data.dimensions import Meaning as Meaning
+from lawm.data.dimensions import compose_planar as compose_planar
 from lawm.data.fitting import Side as Side
 from lawm.data.fitting import data_lines as data_lines
 from lawm.data.fitting import fit_lines as fit_lines

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from lawm.config import LawmError
 
 DimensionKind = Literal["translation", "rotation", "gripper", "other"]
@@ -82,6 +84,18 @@ def read_meaning(said: bytes, where: str) -> Meaning:
     if not isinstance(meaning.displacements, bool) or not isinstance(meaning.simulator, str | None):
         raise LawmError(f"{where}: displacements {meaning.displacements!r}, simulator {meaning.simulator!r}")
     return meaning
+
+
+def compose_planar(steps_HA: np.ndarray) -> np.ndarray:
+    """Steps (forward, left, turn in radians, and more, which is added), each as seen from where it begins, as one from
+    the first place (SE(2)): [..., H, A] -> float64 [..., A]."""
+    steps = np.asarray(steps_HA, np.float64)
+    forward, left, turn = (steps[..., i] for i in range(3))
+    yaw = np.cumsum(turn, axis=-1) - turn  # where each begins
+    whole = steps.sum(axis=-2)
+    whole[..., 0] = (np.cos(yaw) * forward - np.sin(yaw) * left).sum(axis=-1)
+    whole[..., 1] = (np.sin(yaw) * forward + np.cos(yaw) * left).sum(axis=-1)
+    return whole
 
 
 def unnamed(count: int, what: str) -> tuple[Dimension, ...]:

@@ -27,6 +27,7 @@ from lawm.data.dimensions import (
     UNKNOWN,
     Dimension,
     Meaning,
+    compose_planar,
     read_meaning,
     unnamed,
 )
@@ -36,7 +37,8 @@ from lawm.video import choose
 ActionKind = Literal["sum", "first", "state_delta", "pose_delta", "planar_delta"]
 """The action from one frame of a clip to the next:
 
-- sum: of the actions between them (increments, velocities); the clip's rate has to divide theirs.
+- sum: of the actions between them (increments, velocities); the clip's rate has to divide theirs. Displacements in the
+  body's frame (forward, left, turn) are composed.
 - first: the one taken at the first (set points).
 - state_delta: the difference of the two states.
 - pose_delta: states are x y z, Euler angles (extrinsic xyz, radians), and anything more such as the gripper:
@@ -172,11 +174,23 @@ class Labels:
         if wanted and [d.kind for d in actions[: len(wanted)]] != wanted:
             has = ", ".join(f"{d.name} ({d.kind})" for d in actions[: len(wanted)])
             raise LawmError(f"{where}: {self.kind} is made of {', '.join(wanted)}; its states are {has}")
-        angles = ("rad", UNKNOWN) if wanted else ("rad", "deg", UNKNOWN)
+        displacements = self.kind in FROM_STATES or meaning.displacements
+        # A gripper's opening is the same in any frame.
+        body = [i for i, d in enumerate(actions) if d.frame == "body" and d.kind in ("translation", "rotation")]
+        planar = body == [0, 1, 2] and [d.kind for d in actions[:3]] == [d.kind for d in PLANAR]
+        self.composed = displacements and planar and self.kind in ("sum", "planar_delta")
+        """Whether actions are steps (forward, left, turn), which are composed, and not added."""
+        if displacements and body and not self.composed:
+            raise LawmError(
+                f"{where}: {actions[body[0]].name} is a displacement in the body's frame, and of those only two "
+                "translations and a turn, in front of all others, can be composed; give states x, y, yaw with "
+                "planar_delta, displacements in the world's frame, or say that they are none (displacements: false)"
+            )
+        angles = ("rad", UNKNOWN) if wanted or self.composed else ("rad", "deg", UNKNOWN)
         odd = next((d for d in actions if d.kind == "rotation" and d.unit not in angles), None)
         if odd is not None:
             raise LawmError(f"{where}: angle {odd.name} in {odd.unit}; expected {' or '.join(angles)}")
-        self.meaning = Meaning(actions, states, self.kind in FROM_STATES or meaning.displacements, meaning.simulator)
+        self.meaning = Meaning(actions, states, displacements, meaning.simulator)
         """What each number of the actions (as clips have them) and of the states is."""
 
     def __len__(self) -> int:
@@ -229,7 +243,7 @@ class Labels:
         if first + needed > len(actions):
             raise self._too_short(key, len(actions), "actions", clip, start_s, first + needed)
         taken = actions[first : first + needed].reshape(clip.frames - 1, each, -1)
-        return taken.sum(axis=1, dtype=np.float32)
+        return self._added(taken)
 
     def whole(self, key: str, clip: ClipSpec, frames: int) -> np.ndarray:
         """The actions between the first `frames` frames of a video at the clip's rate, or between as many of them as
@@ -239,7 +253,7 @@ class Labels:
             each, _ = self._steps(i, 0.0, clip.fps)
             actions = self._actions.row(i)
             n = min(frames - 1, len(actions) // each)
-            return actions[: n * each].reshape(n, each, -1).sum(axis=1, dtype=np.float32)
+            return self._added(actions[: n * each].reshape(n, each, -1))
         at = self._on_display(i, 0.0, clip.model_copy(update={"frames": frames}), None)
         if self.kind == "first":
             known = self._actions.row(i)
@@ -247,6 +261,12 @@ class Labels:
         assert self._states is not None
         states = self._states.row(i)
         return deltas(self.kind, states[at[at < len(states)]])
+
+    def _added(self, steps_FEA: np.ndarray) -> np.ndarray:
+        """What E actions come to together, float32 [F, A]."""
+        if self.composed:
+            return compose_planar(steps_FEA).astype(np.float32)
+        return steps_FEA.sum(axis=1, dtype=np.float32)
 
     def states_for(self, key: str, start_s: float, clip: ClipSpec, seconds_F: np.ndarray | None = None) -> np.ndarray:
         """The world's state at each frame of the clip, float32 [F, S]. `seconds_F`: the times of these very frames

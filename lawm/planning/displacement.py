@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from lawm.config import ClipSpec, LawmError
-from lawm.data import Dimension, DimensionKind, Labels
+from lawm.data import Dimension, DimensionKind, Labels, compose_planar
 from lawm.planning.problem import in_units
 from lawm.simulation import outcomes
 
@@ -45,8 +45,8 @@ def _by_kind(values_A: np.ndarray, dimensions: Sequence[Dimension]) -> dict[Dime
 
 
 def moved_by_actions(kind: str, dimensions: Sequence[Dimension], actions_HA: np.ndarray) -> Moved:
-    """Where actions lead that are displacements: their sum; steps in the body's frame (planar_delta) are composed, and
-    so are rotations (pose_delta). Of set points (first), the last."""
+    """Where actions lead that are displacements: their sum; steps in the body's frame (planar_delta, and sums that are
+    `Labels.composed`) are composed, and so are rotations (pose_delta). Of set points (first), the last."""
     actions = np.asarray(actions_HA, np.float64)
     if kind == "planar_delta":
         return Moved(_by_kind(compose_planar(actions), dimensions))
@@ -58,16 +58,6 @@ def moved_by_actions(kind: str, dimensions: Sequence[Dimension], actions_HA: np.
         for step in Rotation.from_euler("xyz", actions[:, 3:6]):
             turn = step * turn  # R_{t+1} R_t^T: the later one stands on the left
     return Moved(_by_kind(actions.sum(axis=0), dimensions), turn)
-
-
-def compose_planar(actions_HA: np.ndarray) -> np.ndarray:
-    """Steps (forward, left, turn), each as seen from where it begins, as one from the first place: [3] (SE(2))."""
-    x = y = yaw = 0.0
-    for forward, left, turn in np.asarray(actions_HA, np.float64)[:, :3]:
-        x += np.cos(yaw) * forward - np.sin(yaw) * left
-        y += np.sin(yaw) * forward + np.cos(yaw) * left
-        yaw += turn
-    return np.array([x, y, yaw])
 
 
 def errors(planned: Moved, true: Moved) -> dict[DimensionKind, float]:
@@ -129,8 +119,9 @@ def sequence_errors(
     `measured_dimensions`. Raises LawmError where the simulator that made the labels cannot play the episode."""
     labels, how = episode.labels, measured_by(episode.labels)
     if how != "states":
-        true = moved_by_actions(labels.kind, dimensions, episode.true_HA)
-        return {n: errors(moved_by_actions(labels.kind, dimensions, a), true) for n, a in sequences.items()}
+        kind = "planar_delta" if labels.composed else labels.kind
+        true = moved_by_actions(kind, dimensions, episode.true_HA)
+        return {n: errors(moved_by_actions(kind, dimensions, a), true) for n, a in sequences.items()}
     recorded, meaning = labels.of(episode.key), labels.meaning
     first, each = labels.first_label(episode.key, episode.start_s, episode.clip.fps)
     last = first + each * len(episode.true_HA)

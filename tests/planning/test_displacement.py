@@ -54,6 +54,62 @@ def test_body_frame_steps_are_composed() -> None:
     assert found == pytest.approx({"translation": 0.0, "rotation": 0.0}, abs=1e-9)
 
 
+BODY = tuple(Dimension(d.name, d.kind, d.unit, "body") for d in PLANAR)
+
+
+def test_displacements_that_are_steps_of_the_body_are_composed_too() -> None:
+    """Odometry of a walk: from any start, over any clip, what its poses show; what stands behind is added."""
+    generator = np.random.default_rng(1)
+    poses = np.cumsum(generator.normal(size=(17, 3)), axis=0)
+    steps = Labels(labels_table([VideoLabels("v", 8.0, np.zeros((0, 1)), poses)], "planar_delta")).of("v").actions
+    grip = generator.normal(size=(16, 1)).astype(np.float32)
+    meaning = Meaning((*BODY, GRIPPER), displacements=True)
+    labels = Labels(labels_table([VideoLabels("v", 8.0, np.hstack([steps, grip]))], "sum", meaning))
+    clip = ClipSpec(frames=9, fps=4)  # two steps from frame to frame
+    taken = labels.actions_for("v", 0.0, clip)
+    np.testing.assert_array_equal(labels.whole("v", clip, 9), taken)
+
+    def seen(start: int, end: int) -> np.ndarray:
+        turn = Rotation.from_euler("z", -poses[start, 2]).as_matrix()[:2, :2]
+        return turn @ (poses[end, :2] - poses[start, :2])
+
+    np.testing.assert_allclose(taken[:, :2], [seen(2 * i, 2 * i + 2) for i in range(8)], atol=1e-5)
+    np.testing.assert_allclose(taken[:, 3], grip.reshape(8, 2).sum(axis=1), atol=1e-6)
+    straight = np.zeros((8, 4), np.float32)
+    straight[0, :2], straight[0, 3] = seen(0, 16), grip.sum()
+    straight[0, 2] = poses[16, 2] - poses[0, 2]
+    found = sequence_errors(
+        Episode(labels, "v", 0.0, clip, taken),
+        measured_dimensions(labels),
+        {"straight": straight, "none": 0 * straight},
+    )
+    assert found["straight"] == pytest.approx({"translation": 0, "rotation": 0, "gripper": 0}, abs=1e-4)
+    assert found["none"]["translation"] == pytest.approx(np.abs(seen(0, 16)).sum(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "displacements", "said"),
+    [
+        (BODY[::-1], True, "yaw is a displacement in the body's frame"),
+        (BODY[:2], True, "x is a displacement in the body's frame"),
+        ((GRIPPER, *BODY), True, "x is a displacement in the body's frame"),
+        ((*BODY[:2], PLANAR[2]), True, "x is a displacement in the body's frame"),
+        ((*BODY[:2], Dimension("yaw", "rotation", "deg", "body")), True, "angle yaw in deg; expected rad or unknown"),
+        (BODY[::-1], False, ""),  # velocities add up to nothing
+    ],
+)
+def test_body_frame_displacements_that_cannot_be_composed_are_refused(
+    dimensions: tuple[Dimension, ...], displacements: bool, said: str
+) -> None:
+    rows = [VideoLabels("v", 4.0, np.zeros((4, len(dimensions)), np.float32))]
+    table = labels_table(rows, "sum", Meaning(dimensions, displacements=displacements))
+    if said:
+        with pytest.raises(LawmError, match=said):
+            Labels(table)
+    else:
+        assert not Labels(table).composed
+
+
 def test_planar_steps_end_where_the_states_do() -> None:
     """Against the states themselves: any path, seen from its first pose."""
     generator = np.random.default_rng(0)
