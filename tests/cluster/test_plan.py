@@ -1,12 +1,19 @@
 """Which clip an episode is planned on, where some cannot be read."""
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from small_runs import SmallSet, tiny_with
 
-from lawm.cluster.plan import Task, every_episode
-from lawm.config import LawmError
+from lawm.cluster.plan import Planner, Task, episode_config, every_episode
+from lawm.config import LawmError, override
+from lawm.data import BadClip, ClipReader
+from lawm.planning import remarks, shown_by
+from lawm.training import fit_local
 
 BAD = {1, 3, 6}
 
@@ -63,3 +70,32 @@ def test_where_no_clip_is_left_the_others_are_planned_first() -> None:
     assert sorted(rows) == [0, 1, 2, 4]
     rows.pop(4)
     assert clips_of({e: r for e, r in rows.items() if e < 4}, 4, 6, {1, 3}) == {0: 0, 1: 5, 2: 2, 3: 4}
+
+
+def test_a_planner_hands_back_what_it_cannot_read(small_set: SmallSet, tmp_path: Path) -> None:
+    """A held-out video that has been cut short since it was indexed."""
+    config = tiny_with(train__steps=1, controller__train__steps=1, data__index=small_set.index)
+    config = override(config, "data.labels", small_set.labels)
+    model, controller = str(tmp_path / "model"), str(tmp_path / "controller")
+    fit_local(config, "latent_action", model)
+    fit_local(config, "controller", controller, model)
+    table = pq.read_table(small_set.index)
+    shutil.copytree(small_set.folder, tmp_path / "videos")
+    moved = [str(tmp_path / "videos" / Path(source).name) for source in table["source"].to_pylist()]
+    table = table.set_column(table.column_names.index("source"), "source", [moved])
+    pq.write_table(table, tmp_path / "index.parquet")
+    config = override(config, "data.index", str(tmp_path / "index.parquet"))
+    clips = episode_config(config)
+    held_out = ClipReader(clips, "val", labelled=True)
+    keys = [held_out.sample(p).key for p in range(len(held_out.plan))]
+    broken = tmp_path / "videos" / keys[0]
+    broken.write_bytes(broken.read_bytes()[:200])
+    shown = shown_by(ClipReader(clips, "train", labelled=True), config.plan.percentiles)
+    planner = Planner(config, model, controller, shown)
+    refused = planner.episode(Task(0, 0))
+    assert isinstance(refused, BadClip) and refused.key == keys[0]
+    spare = next(p for p, key in enumerate(keys) if key != keys[0])
+    row = planner.episode(Task(0, spare, refused.message))
+    assert not isinstance(row, BadClip)
+    assert (row["episode"], row["position"], row["key"]) == (0, spare, keys[spare])
+    assert any("1 of 1 episodes are of other clips" in line for line in remarks([row], {}, (0.5, 99.5)))
