@@ -16,6 +16,7 @@ from lawm import storage
 from lawm.config import ClipSpec, VideoLimits
 from lawm.video.cutting import Cutter
 from lawm.video.decode import Irregular, all_frames, fast, plain
+from lawm.video.delays import display_delays
 from lawm.video.opening import Video, VideoError, open_video
 from lawm.video.ref import VideoRef, empty_row
 
@@ -197,8 +198,7 @@ def _times_from_table(video: Video) -> _Times | None:
     """Times from an mp4's sample table, without reading the frames; None where it has no whole one, or where packets
     would not be trusted either.
 
-    The table is in decoding order with decoding times. Their differences are those of the display times, save
-    for frames that are reordered at a variable rate.
+    The table is in decoding order with decoding times; how much later each frame is shown is a table of its own.
     """
     entries = video.stream.index_entries
     if "mp4" not in video.container.format.name or len(entries) == 0 or len(entries) != video.stream.frames:
@@ -206,15 +206,22 @@ def _times_from_table(video: Video) -> _Times | None:
     codec = video.stream.codec_context.name
     if codec not in _ONE_EACH or (codec == "mpeg4" and any(e.size <= _NO_VOP for e in entries)):
         return None
-    there = [e for e in entries if not e.is_discard and e.pos + e.size <= video.ref.size]
+    later = np.zeros(len(entries), np.int64)
+    if video.stream.codec_context.has_b_frames:
+        said = display_delays(video.ref, video.stream.id, len(entries), video.version)
+        if said is None or all(e.is_keyframe for e in entries):
+            return None
+        later = said
+    whole = ((e, d) for e, d in zip(entries, later.tolist(), strict=True) if e.pos + e.size <= video.ref.size)
+    there = [(e.timestamp + d, e.is_keyframe) for e, d in whole if not e.is_discard]
     if not there:
         return None
-    late = video.first - there[0].timestamp
-    stamps = [(e.timestamp + late, e.is_keyframe) for e in there if video.zero <= e.timestamp + late < video.stop]
+    late = video.first - min(stamp for stamp, _ in there)
+    stamps = [(stamp + late, key) for stamp, key in there if video.zero <= stamp + late < video.stop]
     keys = [stamp for stamp, key in stamps if key]
     if not stamps or (not keys and video.ref.begin_s is None):
         return None
-    _check_length(video, video.at(stamps[-1][0]))
+    _check_length(video, video.at(max(stamp for stamp, _ in stamps)))
     return _Times(_seconds(video, [stamp for stamp, _ in stamps]), _seconds(video, keys))
 
 

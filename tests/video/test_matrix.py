@@ -11,7 +11,7 @@ import pytest
 from ffmpeg import ffmpeg
 from made_videos import LIMITS, number_of, ref_to, write_video
 
-from benchmarks.video_matrix import Case, cases, run
+from benchmarks.video_matrix import Case, Workshop, cases, run
 from lawm.config import ClipSpec
 from lawm.video import VideoError, decode_clip, probe, probing
 
@@ -21,6 +21,11 @@ HERE = (
     "uneven.mp4", "uneven.avi", "cut by an edit list open.mp4", "cut in a group.ts", "packed.avi",
     "black at times.avi", "h264 171x133.mp4", "every frame called a key mpeg4.mp4",
 )  # fmt: skip
+TABLES = (
+    "h264 open.mp4", "hevc fields.mp4", "mpeg4 b.mov", "uneven.mp4", "every frame called a key.mp4", "svq1.mov",
+    "h264 negative cts.mp4", "cut by an edit list open.mp4", "copied from avi.mp4", "h264 faststart.mp4",
+)  # fmt: skip
+"""Of which an mp4's own table does not say all, or not plainly."""
 REFUSED = ("twice.ts", "twice.mpg", "twice.ogv", "copied from avi.mp4", "raw stream.h264")
 
 
@@ -34,6 +39,24 @@ def test_pictures_and_times_are_those_that_ffmpeg_shows(tmp_path: Path) -> None:
     said: list[str] = []
     figures = run(chosen(HERE), tmp_path, said.append)
     assert (figures["files"], figures["differences"], figures["refused"]) == (len(HERE), 0, 0), said
+
+
+def test_rows_of_large_files_and_of_s3_are_those_of_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures and times as ffmpeg shows them, and key frames as the packets (read below 64 MiB) say."""
+    asked: list[Path] = []
+    make = Workshop.make
+    monkeypatch.setattr(Workshop, "make", lambda shop, case: asked.append(make(shop, case)) or asked[-1])
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(probing, "_TABLE_BYTES", 0)
+        figures = run(chosen(TABLES), tmp_path, said.append)
+        by_table = [probe(ref_to(path), LIMITS) for path in asked]
+    assert (figures["differences"], set(figures["reasons"])) == (0, {"copied from avi.mp4"}), said
+    for path, large in zip(asked, by_table, strict=True):
+        small = probe(ref_to(path), LIMITS)
+        assert large["keyframes_s"] == pytest.approx(small["keyframes_s"], abs=1e-5), path.name
+        for name in small.keys() - {"keyframes_s"}:
+            assert large[name] == (pytest.approx(small[name]) if isinstance(small[name], float) else small[name]), name
 
 
 def test_streams_one_after_the_other_and_wrong_orders_are_refused_by_the_index(tmp_path: Path) -> None:
