@@ -68,6 +68,14 @@ def test_plain_python_and_local_mode_give_the_same_losses(
     assert seen[-1]["step"] == 6 and seen[-1]["loss"] == pytest.approx(wanted[6], rel=1e-5)
     # Done already: the same call trains nothing.
     assert fit(config, "latent_action", run) == last
+    # A longer run goes on, in Ray as in plain Python, and never says step 0.
+    longer, seen = override(config, "train.steps", 8), []
+    fit_local(longer, "latent_action", str(tmp_path / "plain"))
+    fit(override(longer, "cluster.workers", 0), "latent_action", run, progress=seen.append)
+    assert losses(run) == pytest.approx(losses(str(tmp_path / "plain")), rel=1e-5) and len(losses(run)) == 8
+    assert [s["step"] for s in seen if s["step"] < 7] == [6] * sum(s["step"] < 7 for s in seen) and seen[-1][
+        "step"
+    ] == 8
 
 
 def test_bad_videos_are_listed_and_passed_over(small_set: SmallSet, tmp_path: Path) -> None:
