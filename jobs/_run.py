@@ -282,7 +282,9 @@ def run_training(
         if bad:
             listed = storage.join(runs[0], "quarantine.jsonl")
             say(f"{len(bad)} clips were refused, listed in {listed}; the last: {bad[-1]}")
-        print(f"next: {next_step(kind, checkpoints[0], parent)}")
+        from lawm.data import held_out_reader
+
+        print(f"next: {next_step(kind, checkpoints[0], parent, held_out_reader(config, kind)[0] is not None)}")
     return 0
 
 
@@ -297,11 +299,12 @@ def standing(configs: Sequence[Config], kind: str, runs: list[str]) -> list[str]
     return standing_lines(configs[0], kind, common_checkpoints(left)[0]) if left else []
 
 
-def next_step(kind: str, checkpoint: str, parent: str | None) -> str:
+def next_step(kind: str, checkpoint: str, parent: str | None, held_out: bool = True) -> str:
     """What can be done with a trained checkpoint, as commands to be copied."""
     run = shlex.quote(checkpoint.rpartition("/")[0])
     if kind == "latent_action":
-        return f"lawm evaluate --checkpoint {run}, or lawm decoder --checkpoint {run} for pictures"
+        every = "" if held_out else " --set evaluate.split=all"
+        return f"lawm evaluate --checkpoint {run}{every}, or lawm decoder --checkpoint {run} for pictures"
     model = shlex.quote(str(parent))
     if kind == "decoder":
         return f"lawm report --checkpoint {model} --decoder {run}"

@@ -5,9 +5,10 @@ lawm evaluate --checkpoint runs/mine --deterministic runs/mine-deterministic
 
 import sys
 
-from jobs._cli import base_parser, describe, run_job
+from jobs._cli import base_parser, describe, run_job, say
 from jobs._run import add_data_arguments, checkpoint_config, write_results
 from lawm import storage
+from lawm.config import Config, LawmError, parse_config
 
 NAMES = ("capacity", "leakage", "cycle", "control", "probes")
 
@@ -20,6 +21,24 @@ def beside(checkpoint: str) -> str:
     return storage.join(checkpoint, "evaluation.json")
 
 
+def found_beside(model: str, config: Config, name: str) -> str | None:
+    """RUN-deterministic, or RUN-unconstrained, where a model lies there that can be set beside this one; it is said."""
+    from lawm.training import check_baseline, config_in_use, read_about, run_of
+
+    where = f"{run_of(model)}-{name}"
+    if not storage.exists(where):
+        return None
+    try:
+        trained = parse_config(read_about(model)["config"], model)
+        measured = config_in_use(trained, config, model)
+        check_baseline(measured, parse_config(read_about(where)["config"], where), where, name)
+    except LawmError as error:
+        say(f"{name}: not {where}: {error}")
+        return None
+    say(f"{name}: {where}")
+    return where
+
+
 @run_job
 def main(argv: list[str] | None = None) -> int:
     parser = base_parser("evaluate", __doc__, default_recipe=None)
@@ -28,9 +47,15 @@ def main(argv: list[str] | None = None) -> int:
         "--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it"
     )
     parser.add_argument(
-        "--deterministic", metavar="URI", help="the deterministic model of equal data and steps (a control)"
+        "--deterministic",
+        metavar="URI",
+        help="the deterministic model of equal data and steps, a control (default: RUN-deterministic, where it is)",
     )
-    parser.add_argument("--unconstrained", metavar="URI", help="the unconstrained model of equal data and steps")
+    parser.add_argument(
+        "--unconstrained",
+        metavar="URI",
+        help="the unconstrained model of equal data and steps (default: RUN-unconstrained, where it is)",
+    )
     parser.add_argument("--controller", metavar="URI", help="a controller of this checkpoint (needs labels)")
     parser.add_argument(
         "--which", nargs="+", choices=NAMES, default=list(NAMES), help="evaluations (default: all that the data allow)"
@@ -49,9 +74,12 @@ def main(argv: list[str] | None = None) -> int:
     from lawm.report import print_sections, results_sections
     from lawm.training import read_about
 
-    given = (args.checkpoint, args.deterministic, args.unconstrained, args.controller)
-    model, deterministic, unconstrained, controller = (storage.absolute(uri) if uri else None for uri in given)
-    assert model is not None
+    model = storage.absolute(args.checkpoint)
+    deterministic, unconstrained = (
+        storage.absolute(given) if given else found_beside(model, config, name)
+        for name, given in (("deterministic", args.deterministic), ("unconstrained", args.unconstrained))
+    )
+    controller = storage.absolute(args.controller) if args.controller else None
     out = storage.absolute(args.out) if args.out else beside(model)
     company = Company(model, deterministic, unconstrained, controller)
     if args.dry_run:

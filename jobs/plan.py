@@ -1,8 +1,8 @@
 """Plan with a world model: CEM over real actions through the controller, episodes spread over Ray actors.
 
-    lawm plan --checkpoint runs/mine --controller runs/mine-controller --out runs/mine/plan
+    lawm plan --checkpoint runs/mine --controller runs/mine-controller
 
-Each finished episode is a row in OUT/episodes.jsonl; a rerun does only those that are missing.
+Each finished episode is a row in RUN/plan/episodes.jsonl (or --out); a rerun does only those that are missing.
 """
 
 import sys
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         "--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it"
     )
     parser.add_argument("--controller", required=True, metavar="URI", help="the controller of that model")
-    parser.add_argument("--out", default="runs/plan", metavar="URI", help="folder of the episodes (default: runs/plan)")
+    parser.add_argument("--out", metavar="URI", help="folder of the episodes (default: RUN/plan of the checkpoint)")
     parser.add_argument(
         "--unit", metavar="UNIT", help="unit of translations, where the labels do not say it (as in: m)"
     )
@@ -29,8 +29,13 @@ def main(argv: list[str] | None = None) -> int:
         "--dataset", metavar="NAME", help="a name for the data; what they are to the training is added to it"
     )
     args = parser.parse_args(argv)
-    storage.check_folder(args.out)
+
+    from lawm.training import read_about, run_of
+
     config = checkpoint_config(args)
+    if args.out is None:
+        args.out = storage.join(run_of(storage.absolute(args.checkpoint)), "plan")
+    storage.check_folder(args.out)
     if args.unit:
         config = override(config, "plan.unit", args.unit)
 
@@ -39,7 +44,6 @@ def main(argv: list[str] | None = None) -> int:
     from lawm.evaluation import Measured
     from lawm.planning import remarks, summarize_episodes
     from lawm.report import print_table, results_table
-    from lawm.training import read_about
 
     if args.dry_run:
         held_out = labelled_clips(config, [args.checkpoint, args.controller])

@@ -54,6 +54,9 @@ def loss_curves(runs: dict[str, str]) -> list[Section]:
     return found
 
 
+ANEW = "A run that was made longer needs its decoder and controller anew: remove them, or give another --out"
+
+
 def picture_section(
     config: Config,
     checkpoint: str,
@@ -77,6 +80,9 @@ def picture_section(
     if decoding is None and config.encoder.kind != "pixels":
         shown = shlex.quote(checkpoint)
         train = f"lawm decoder --checkpoint {shown} --out {shlex.quote(checkpoint.rstrip('/') + '-decoder')}"
+        other = f"{checkpoint.rstrip('/')}-decoder"
+        if storage.exists(other):
+            return Text(title, f"No pictures: {other} belongs to another checkpoint than this run's newest. {ANEW}")
         return Text(title, f"No pictures: states become pictures by a decoder of this model. Train one: {train}")
     try:
         reader = ClipReader(config, split, labelled=control is not None, frames=True)  # type: ignore[arg-type]
@@ -163,6 +169,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", default="report.html", metavar="URI", help="default: report.html")
     args = parser.parse_args(argv)
     storage.check_folder(storage.absolute(args.out).rpartition("/")[0] or "/")
+    from lawm.training import read_about
+
     config = checkpoint_config(args)
     run = storage.absolute(args.checkpoint)
     if args.clips < 1:
@@ -174,8 +182,13 @@ def main(argv: list[str] | None = None) -> int:
         describe(config, [], args.clips, out=storage.absolute(args.out), **found)
         return 0
     sections = collapse_section(run)
+    step = read_about(run)["step"]
     for where in results:
-        sections += results_sections(where, read_results(where))
+        measured = read_results(where)
+        sections += results_sections(where, measured)
+        if old := sorted({found.step for found in measured.results} - {step}):
+            said = f"{where} was measured at step {old[0]:,}; the run stands at step {step:,}. Measure again"
+            sections.append(Text("Older results", said, warning=True))
     if not results:
         command = f"lawm evaluate --checkpoint {shlex.quote(args.checkpoint)}"
         sections.append(Text("Results", f"No results: none lie in {run}. Measure first: {command}"))

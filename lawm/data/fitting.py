@@ -1,5 +1,6 @@
 """How many videos a clip spec can use, why the others do not fit it, what would help, and what is held out."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -76,9 +77,23 @@ def data_lines(config: Config, kind: str) -> list[str]:
         fraction = config.data.val_fraction
         rule = f"data.val_fraction = {fraction:g} alone would {'hold out none' if fraction < 0.5 else 'leave none'}"
         lines.append(f"held out: {held}" + (f" ({rule} of so few)" if held.by_company else ""))
+        if held.groups == 1:
+            lines.append(alone_line(reader, validation))
     readers = readers_of(reader) + (readers_of(validation) if validation is not None else [])
     lines += fit_lines((r.index for r in readers), config.data.clip)
     return lines + (action_scales(reader).lines() if labelled else [])
+
+
+def alone_line(reader: Reader, validation: Reader) -> str:
+    """What a single held-out video means for the evaluation, and the least round share that would hold out several."""
+    hashes = np.unique(np.concatenate([r.index.hashes() for one in (reader, validation) for r in readers_of(one)]))
+    shares = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+    counted = ((share, int(np.sum(hashes < np.uint64(math.ceil(share * 2.0**64))))) for share in shares)
+    share, count = next(((s, n) for s, n in counted if 3 <= n < len(hashes)), (0.0, 0))
+    remedy = (
+        f"--set data.val_fraction={share:g} holds out {count}" if share else "take more videos, or cut long ones up"
+    )
+    return f"one held-out video gives no intervals and no controls with another video's latents: {remedy}"
 
 
 def fit_lines(pieces: Iterable[Index], clip: ClipSpec) -> list[str]:

@@ -3,8 +3,8 @@
 A video is held out when the hash of its group (`Index.groups`) is among the lowest `val_fraction` of all hashes: never
 by order, place or company. Of few videos that rule may leave one side empty. Then, and only then, the group with the
 lowest hash is held out, or the one with the highest is trained on, so that neither side is empty as long as there are
-two groups. What counts are all videos that can be used and match `data.keys`, labelled or not, long enough or not: the
-models of one family (latent actions, controller, decoder) hold out the same ones.
+two groups; a single one is trained on. What counts are all videos that can be used and match `data.keys`, labelled or
+not, long enough or not: the models of one family (latent actions, controller, decoder) hold out the same ones.
 """
 
 import math
@@ -44,16 +44,23 @@ class Splitter:
             _keep(kept, piece, hashes, int(extreme(hashes)), better)
 
     @property
+    def single(self) -> bool:
+        """Whether all videos belong together: they are trained on, whatever their hash."""
+        return bool(self._lowest) and self._lowest[0][0] == self._highest[0][0]
+
+    @property
     def by_company(self) -> bool:
         """Whether the rule alone would leave one side empty, though there are two groups."""
-        two = bool(self._lowest) and self._lowest[0][0] != self._highest[0][0]
-        return two and not (self.held_out and self.trained_on)
+        return bool(self._lowest) and not self.single and not (self.held_out and self.trained_on)
 
     def part(self) -> Index:
         """The videos of the side that was asked for, in order."""
         whole = pa.concat_tables(self._chosen) if self._chosen else None
         if whole is None:
             raise ValueError("no piece was added")
+        if self.single and self.held_out and self._which != "all":
+            whole = pa.concat_tables([table for _, table in self._lowest])
+            return Index(whole if self._which == "train" else whole.slice(0, 0))
         if not self.by_company or self._which == "all":
             return Index(whole)
         moved = self._lowest if not self.held_out else self._highest

@@ -26,16 +26,24 @@ def given(what: str, option: str) -> Missing:
     return Missing(f"no {what} was given ({option} URI)")
 
 
+def twin(what: str, option: str, kind: str) -> Missing:
+    """The same of a model of equal data and steps, and how to train one."""
+    return Missing(
+        f"no {what} was given ({option} URI); train one as the model was, with --set model.bottleneck.kind={kind} "
+        f"--out RUN-{option.removeprefix('--')}, and it is found there"
+    )
+
+
 @dataclass(frozen=True)
 class Subject:
     """The model that is measured, what it is set beside, and the settings of the measurement."""
 
     model: LatentActionObjective
     deterministic: LatentActionObjective | Missing = field(
-        default_factory=lambda: given("deterministic twin", "--deterministic")
+        default_factory=lambda: twin("deterministic twin", "--deterministic", "deterministic")
     )
     unconstrained: LatentActionObjective | Missing = field(
-        default_factory=lambda: given("unconstrained model", "--unconstrained")
+        default_factory=lambda: twin("unconstrained model", "--unconstrained", "none")
     )
     controller: ControllerObjective | Missing = field(default_factory=lambda: given("controller", "--controller"))
     context: int = 1

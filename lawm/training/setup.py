@@ -94,6 +94,11 @@ def prepare(
     extra["split"] = split_facts(config, reader, held_out)
     validation = held_out_clips(held_out, min(loop.batch, 32))
     lineage = {"uri": parent, "fingerprint": on.fingerprint} if on is not None and parent is not None else None
+    if resume is not None and on is not None and (resume.parent or {}).get("fingerprint") != on.fingerprint:
+        raise LawmError(
+            f"{run} was begun on another checkpoint than {parent} is now (a run that was made longer needs its {kind} "
+            "anew); choose another --out, or remove it"
+        )
     return Setup(objective, reader, resume, validation, lineage, extra)
 
 

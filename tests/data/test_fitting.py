@@ -93,6 +93,11 @@ def test_training_says_what_it_trains_on_and_holds_out(tmp_path: Path) -> None:
         "trained on: 2 videos, 4 clips an epoch",
         "held out: 1 video, 2 clips an epoch (data.val_fraction = 0.1 alone would hold out none of so few)",
     ]
+    assert lines(few)[2].startswith("one held-out video gives no intervals") and "take more videos" in lines(few)[2]
+    some = {f"{i}.mp4": (8.0, 30.0) for i in range(12)}
+    advice = re.search(r"val_fraction=(\S+) holds out (\d+)", lines(some, 0.001)[2])
+    assert advice is not None and int(advice[2]) >= 3
+    assert lines(some, float(advice[1]))[1].startswith(f"held out: {advice[2]} videos, ")
     assert lines(few, 0.0)[1].startswith("held out: nothing (data.val_fraction = 0); ")
     assert lines({"one.mp4": (8.0, 30.0)})[1].startswith("held out: nothing (the val split is empty: 1 usable videos")
     many = lines({f"{i}.mp4": (8.0, 30.0) for i in range(200)})

@@ -67,7 +67,9 @@ def test_capacity_beside_its_two_ends() -> None:
 
 def test_what_was_not_given_is_said() -> None:
     found = capacity(built(Adds, Difference()))
-    assert found.deterministic == Missing("no deterministic twin was given (--deterministic URI)")
+    assert isinstance(found.deterministic, Missing)
+    assert found.deterministic.reason.startswith("no deterministic twin was given (--deterministic URI); train one")
+    assert "--set model.bottleneck.kind=deterministic" in found.deterministic.reason
     det = capacity(fresh("deterministic"))
     assert det.zero == det.shuffled == Missing("a deterministic model has no latent actions")
     assert isinstance(det.rate, Missing) and isinstance(capacity(fresh("noisy")).rate, np.ndarray)

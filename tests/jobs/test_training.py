@@ -146,3 +146,13 @@ def test_from_a_model_to_a_controller_and_a_decoder(
     assert "pictures take a decoder" in said and (tmp_path / "mine-controller/config.json").exists()
     assert decoder.main(["--plain", "--checkpoint", str(run), *data, *few]) == 0
     assert (tmp_path / "mine-decoder/config.json").exists() and "next: lawm report" in capsys.readouterr().out
+    # A model that has gone on is another one: what was begun on it does not go on with it in silence.
+    assert train.main([*longer, "--set", "train.steps=8"]) == 0
+    capsys.readouterr()
+    assert decoder.main(["--plain", "--checkpoint", str(run), *data, "--set", "decoder.train.steps=4"]) == 2
+    assert "was begun on another checkpoint" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_comes_next_where_nothing_is_held_out() -> None:
+    assert "evaluate.split=all" in next_step("latent_action", "/r/mine/step_00000004", None, held_out=False)
+    assert "evaluate.split" not in next_step("latent_action", "/r/mine/step_00000004", None)
