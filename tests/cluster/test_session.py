@@ -51,6 +51,12 @@ def test_too_few_cpus_says_what_is_asked_what_there_is_and_what_to_set(ray_clust
         check_resources([replace(need, count=1, role=TRAIN)], ClusterConfig(use_labels=True))
 
 
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process anyway")
+def test_the_tests_that_share_a_ray_are_in_one_process(ray_cluster: Session, request: pytest.FixtureRequest) -> None:
+    """pytest-xdist 3.8 writes the group into what pytest 9.2 no longer reads, and then starts a Ray in each process."""
+    assert request.node.nodeid.endswith("@ray")
+
+
 def test_a_lawm_error_is_found_below_the_errors_of_ray(ray_cluster: Session) -> None:
     @ray.remote
     def fail() -> None:
