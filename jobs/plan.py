@@ -32,10 +32,11 @@ def main(argv: list[str] | None = None) -> int:
 
     from lawm.training import read_about, run_of
 
-    config = checkpoint_config(args)
     if args.out is None:
         args.out = storage.join(run_of(storage.absolute(args.checkpoint)), "plan")
-    storage.check_folder(args.out)
+    else:
+        storage.check_folder(args.out)
+    config = checkpoint_config(args)
     if args.unit:
         config = override(config, "plan.unit", args.unit)
 

@@ -58,7 +58,9 @@ def test_a_whole_evaluation_is_typed_and_says_what_it_is_about(
     assert one.n == min(config.evaluate.clips, len(held_out.plan)) > one.videos
     assert by_name["cycle_ratio"].note == "over 0.75 s, the whole clip (table 2: 2 s)"
     reasons = {o.name: o.reason for o in measured.omitted}
-    assert reasons["normalized_capacity"] == "no unconstrained model was given (--unconstrained URI)"
+    assert reasons["normalized_capacity"].startswith(
+        "no unconstrained model was given (--unconstrained URI); train one"
+    )
     alone = evaluate(override(config, "cluster.evaluate_actors", 1), Company(model, twin, controller=controller))
     assert alone == measured  # whatever the number of actors
 
@@ -67,7 +69,7 @@ def test_what_was_not_given_is_said_and_the_rest_is_measured(ray_cluster: Sessio
     measured = evaluate(tiny_with(data__index=small_set.index), Company(str(runs / "model")))
     reasons = {o.name: o.reason for o in measured.omitted}
     assert reasons["control"] == reasons["probes"] == "no table of actions was given (--labels URI)"
-    assert reasons["leakage_score"] == "no deterministic twin was given (--deterministic URI)"
+    assert reasons["leakage_score"].startswith("no deterministic twin was given (--deterministic URI); train one")
     assert {"one_step_error", "leakage_ratio", "cycle_ratio"} <= {r.name for r in measured.results}
 
 
@@ -169,7 +171,9 @@ def test_results_lie_beside_the_checkpoint_and_the_report_finds_what_there_is(
     assert lawm.main(["evaluate", "--checkpoint", model, "--which", "capacity", "cycle"]) == 0
     said = capsys.readouterr().out
     assert f"results: {model}/evaluation.json" in said and "Verdict (held-out)" in said
-    assert max(map(len, said.splitlines()[:-1])) <= 80 and "shuffled_vs_error" in said
+    found, *tables, _ = said.splitlines()
+    assert found == f"deterministic: {model}-deterministic"
+    assert max(map(len, tables)) <= 80 and "shuffled_vs_error" in said
     assert lawm.main(["report", "--checkpoint", model, "--out", str(tmp_path / "r.html")]) == 0
     page = (tmp_path / "r.html").read_text()
     assert "shuffled_vs_error" in page and "Predicted and true frames" in page and "data:image/png" in page

@@ -283,6 +283,7 @@ def pusht(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 # A trial's driver trains by itself: what takes time here is starting processes.
 QUICK = ["cluster.workers=0", "cluster.plan_actors=1", "train.steps=2", "controller.train.steps=2", "plan.episodes=2"]
+QUICK += ["data.val_fraction=0.7"]  # holds out six of the twelve: leakage takes clips of two videos
 
 
 def command(space: str, out: Path, data: dict[str, str], *more: str) -> list[str]:
@@ -320,7 +321,8 @@ def test_a_search_writes_a_row_a_trial_and_a_rerun_adds_nothing(
     good = [by_beta[1e-4], by_beta[1e-2]]
     for row in good:
         assert row["status"] == "finished" and row["reason"] == ""
-        assert row["error_vs_copy"] > 0 and row["planning_error"] > 0 and row["leakage_ratio"] > 0
+        assert row["error_vs_copy"] > 0 and row["planning_error"] > 0
+        assert row["leakage_ratio"] > 0
         assert row["error_vs_copy_low"] <= row["error_vs_copy"] <= row["error_vs_copy_high"]
         assert Path(row["checkpoint"], "checkpoint.json").exists()
         assert f"/trials/{row['trial']}/model/" in row["checkpoint"]
