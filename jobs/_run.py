@@ -282,9 +282,9 @@ def run_training(
         if bad:
             listed = storage.join(runs[0], "quarantine.jsonl")
             say(f"{len(bad)} clips were refused, listed in {listed}; the last: {bad[-1]}")
-        from lawm.data import held_out_reader
-
-        print(f"next: {next_step(kind, checkpoints[0], parent, held_out_reader(config, kind)[0] is not None)}")
+        split = read_about(checkpoints[0])["extra"].get("split")  # the index is not read again for it
+        held_out = split is None or split["held_out"]["videos"] > 0
+        print(f"next: {next_step(kind, checkpoints[0], parent, held_out)}")
     return 0
 
 
