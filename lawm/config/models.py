@@ -1,8 +1,7 @@
-"""Every knob of lawm, as frozen, validated models; recipes are functions that derive from one another.
+"""The encoder, the latent action model and how they are trained; and the whole config, with what changes and reads it.
 
-A variant (encoder, inverse dynamics, bottleneck, controller) is chosen by the type of its config:
-each union is tagged by `kind`. Unknown fields are refused with the list of the valid ones.
-Sources: "the paper" is Garrido et al. 2026 (arXiv 2601.05230); "the report" is Yang 2026.
+A variant (encoder, inverse dynamics, bottleneck, controller) is chosen by the type of its config: each union is tagged
+by `kind`.
 """
 
 import difflib
@@ -10,117 +9,11 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-
-class LawmError(Exception):
-    """Something that the user can put right. Jobs print it as one line and exit with code 2."""
-
-
-class RunStopped(LawmError):
-    """A run that stops by its own figures, which are the same on every rank; others of a population go on."""
-
-
-class ConfigError(LawmError):
-    """A config that cannot be: the message names the field, the value and what was expected."""
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-# ---------------------------------------------------------------- data
-class ClipSpec(Frozen):
-    """A clip: `frames` frames at `fps` of physical time, `size` x `size` pixels (paper: 16, 4, 256)."""
-
-    frames: int = Field(16, ge=2, le=512)
-    fps: float = Field(4.0, gt=0, le=240)
-    size: int = Field(256, ge=16, le=2048)
-    crop: Literal["center", "random_resized"] = "center"
-    """`center`: short side to `short_side`, centre crop. `random_resized`: one random crop a clip."""
-    start: Literal["exact", "keyframe"] = "exact"
-    """`exact`: the clip starts when the plan says. `keyframe`: the start moves to the nearest key frame (the
-    clip says where it really starts), which saves decoding up to there. Labelled and cached data need `exact`."""
-    loop_filter: Literal["exact", "skip"] = "exact"
-    """`skip`: H.264 and HEVC are decoded without their in-loop filters: faster, and the pictures differ from the true
-    ones by about what a lossy copy does (`benchmarks.decode` says how much of both). For clips that are decoded while
-    training; caches and prepared shards are made from exact pictures."""
-    placement: Literal["jittered", "aligned"] = "jittered"
-    """Where clips start in a video: anywhere on the 1/fps grid, or at multiples of the clip's length, so that each
-    epoch has the same clips. A state cache of an encoder that looks back in time needs `aligned`."""
-    duplicate: int = Field(1, ge=1, le=2)
-    """Each frame repeated this often before encoding, so that one state is one frame even behind
-    a tubelet of two (paper, appendix A, controller training)."""
-
-    @property
-    def seconds(self) -> float:
-        """Seconds from the first to the last frame of a clip."""
-        return (self.frames - 1) / self.fps
-
-    @property
-    def short_side(self) -> int:
-        """The shorter side of the resized picture that a centre crop is cut from, pixels (V-JEPA 2: 292 for 256)."""
-        return round(self.size * 292 / 256)
-
-
-class VideoLimits(Frozen):
-    """What a single video may cost; beyond it the video is refused with a reason."""
-
-    max_pixels: int = Field(8192 * 4320, ge=1)
-    """Width times height, in pixels."""
-    max_seconds: float = Field(6 * 3600.0, gt=0)
-    max_bytes: int = Field(16 * 2**30, ge=1)
-    timeout_s: float = Field(60.0, gt=0)
-    """Wall-clock seconds that probing or decoding one clip may take."""
-
-
-class Source(Frozen):
-    """One part of a mixture: an index or a cache, and what goes with it (see DataConfig)."""
-
-    index: str | None = None
-    cache: str | None = None
-    labels: str | None = None
-    keys: str | None = None
-    weight: float = Field(1.0, ge=0)
-    """Its share of the clips, relative to the other sources'."""
-
-
-class DataConfig(Frozen):
-    """Where clips come from: an `index`, a `cache` of states, or a `mixture` (`lawm train --videos` indexes first)."""
-
-    index: str | None = None
-    """URI of an index (Parquet) as written by `lawm index`."""
-    cache: str | None = None
-    """URI of a state cache as written by `lawm encode`; frames are then neither decoded nor encoded."""
-    mixture: tuple[Source, ...] = ()
-    """Several sources in fixed shares, instead of `index` and `cache` (training and validation)."""
-    cache_dtype: Literal["float16", "bfloat16"] = "float16"
-    """What `lawm encode` writes; bfloat16 for states beyond float16's range."""
-    labels: str | None = None
-    """URI of a Parquet table of actions (see lawm/data/labels.py)."""
-    keys: str | None = None
-    """Only videos whose key matches this pattern (as in `pusht-*`); None: all."""
-    clip: ClipSpec = ClipSpec()
-    clips_per_video: int | Literal["duration"] = "duration"
-    """Clips drawn from each video per epoch; `duration`: as many as fit end to end."""
-    val_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of the videos held out; by a hash of the video's key, so that it never depends on order."""
-    seed: int = 0
-    limits: VideoLimits = VideoLimits()
-    max_bad_fraction: float = Field(0.5, ge=0, lt=1)
-    """Quarantined clips are replaced by later ones of the plan; beyond this share the run stops."""
-
-    @property
-    def cached(self) -> bool:
-        """Whether states come from caches, and not from videos."""
-        sources = [source for source in self.mixture if source.weight > 0]
-        return all(source.cache is not None for source in sources) if sources else self.cache is not None
-
-    @property
-    def given(self) -> bool:
-        """Whether it says where clips come from."""
-        return bool(self.index or self.cache or self.mixture)
-
+from lawm.config.base import ConfigError, Frozen
+from lawm.config.data import DataConfig
+from lawm.config.measuring import EvaluateConfig, PlanConfig
 
 # ---------------------------------------------------------------- encoder
 Colour = tuple[float, float, float]
@@ -405,73 +298,6 @@ class DecoderConfig(Frozen):
     """Weight of the LPIPS term (package `lpips`, VGG); 0: L1 alone."""
     optimizer: OptimizerConfig = OptimizerConfig(adamw_lr=3e-4, weight_decay=0.01, warmup=12_000 / 90_000)
     train: TrainConfig = TrainConfig(steps=90_000, batch=512)
-
-
-class EvaluateConfig(Frozen):
-    clips: int = Field(256, ge=2)
-    """Clips that are measured (all that there are, if fewer)."""
-    batch: int = Field(32, ge=2)
-    split: Literal["val", "train", "all"] = "val"
-    """Which videos: held out, trained on, or both."""
-    seed: int = 0
-    bootstrap: int = Field(1000, ge=100)
-    """Resamples of the 95 % interval."""
-    context: int = Field(1, ge=1)
-    """States given before an unrolled prediction starts."""
-    cycle_seconds: float = Field(2.0, gt=0)
-    """How long cycles are rolled out (paper, table 2: 2 s); where clips are shorter, as far as they go, and said."""
-
-
-Amount = float | tuple[float, ...] | dict[str, float]
-"""A number for every dimension of an action, one for each, or some by the dimension's name or kind (translation,
-rotation, gripper, other): in SI units where the labels' unit is a length or an angle (m, cm, rad, deg), else in it."""
-
-
-class PlanConfig(Frozen):
-    """CEM over real actions, through controller and world model (paper, equations 1 to 3)."""
-
-    preset: Literal["paper-droid", "jepa-wms-droid", "vjepa2-ac", "custom"] = "paper-droid"
-    episodes: int = Field(64, ge=1)
-    horizon: int = Field(3, ge=1)
-    samples: int = Field(300, ge=2)
-    elites: int = Field(10, ge=1)
-    iterations: int = Field(15, ge=1)
-    initial_std: float = Field(1.0, gt=0)
-    """Of the first samples, in units of the actions' own standard deviation over the training split, around their mean
-    (N(0, I) of the standardised actions); not read where `std` says more."""
-    std: Amount | None = None
-    """Of the first samples, around zero, an Amount; dimensions that it leaves out (None: all) follow `initial_std`."""
-    std_floor: Amount | None = None
-    """The samples' standard deviation never gets smaller, an Amount; None: a thousandth of the actions' own."""
-    action_limit: Literal["none"] | Amount | None = None
-    """Each planned action stays within plus and minus this, an Amount; dimensions that it leaves out (None: all) within
-    `percentiles` of the training split's actions: a model is not to be believed where it has never been. `none`: no
-    limit."""
-    percentiles: tuple[float, float] = (0.5, 99.5)
-    """Of the training split's actions, per dimension: the range that plans keep to, or are said to leave."""
-    step_norm: float | None = Field(None, gt=0)
-    """Most that one action may move (Euclidean norm of its translation, SI unit); None: as far as the limits allow."""
-    searched: tuple[Literal["translation", "rotation", "gripper", "other"], ...] | None = None
-    """Kinds of dimensions that are planned; the others stay at zero. None: all."""
-    unit: str | None = None
-    """Unit of translations whose labels do not say theirs (`lawm plan --unit`)."""
-    cost: Literal["l2", "l1", "mse", "cosine"] = "l2"
-    select: Literal["best", "elite_mean"] = "best"
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.elites > self.samples:
-            raise ValueError(f"elites = {self.elites} exceeds samples = {self.samples}")
-        low, high = self.percentiles
-        if not 0 <= low < high <= 100:
-            raise ValueError(f"percentiles = {low:g}, {high:g}; expected 0 <= low < high <= 100")
-        for name in ("std", "std_floor", "action_limit"):
-            amount = getattr(self, name)
-            values = amount.values() if isinstance(amount, dict) else amount if isinstance(amount, tuple) else [amount]
-            if any(isinstance(value, float) and value <= 0 for value in values):
-                raise ValueError(f"{name} = {amount}; expected positive numbers")
-        return self
 
 
 class ClusterConfig(Frozen):

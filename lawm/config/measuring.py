@@ -1,0 +1,74 @@
+"""How a checkpoint is evaluated, and how is planned with it."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from lawm.config.base import Frozen
+
+
+class EvaluateConfig(Frozen):
+    clips: int = Field(256, ge=2)
+    """Clips that are measured (all that there are, if fewer)."""
+    batch: int = Field(32, ge=2)
+    split: Literal["val", "train", "all"] = "val"
+    """Which videos: held out, trained on, or both."""
+    seed: int = 0
+    bootstrap: int = Field(1000, ge=100)
+    """Resamples of the 95 % interval."""
+    context: int = Field(1, ge=1)
+    """States given before an unrolled prediction starts."""
+    cycle_seconds: float = Field(2.0, gt=0)
+    """How long cycles are rolled out (paper, table 2: 2 s); where clips are shorter, as far as they go, and said."""
+
+
+Amount = float | tuple[float, ...] | dict[str, float]
+"""A number for every dimension of an action, one for each, or some by the dimension's name or kind (translation,
+rotation, gripper, other): in SI units where the labels' unit is a length or an angle (m, cm, rad, deg), else in it."""
+
+
+class PlanConfig(Frozen):
+    """CEM over real actions, through controller and world model (paper, equations 1 to 3)."""
+
+    preset: Literal["paper-droid", "jepa-wms-droid", "vjepa2-ac", "custom"] = "paper-droid"
+    episodes: int = Field(64, ge=1)
+    horizon: int = Field(3, ge=1)
+    samples: int = Field(300, ge=2)
+    elites: int = Field(10, ge=1)
+    iterations: int = Field(15, ge=1)
+    initial_std: float = Field(1.0, gt=0)
+    """Of the first samples, in units of the actions' own standard deviation over the training split, around their mean
+    (N(0, I) of the standardised actions); not read where `std` says more."""
+    std: Amount | None = None
+    """Of the first samples, around zero, an Amount; dimensions that it leaves out (None: all) follow `initial_std`."""
+    std_floor: Amount | None = None
+    """The samples' standard deviation never gets smaller, an Amount; None: a thousandth of the actions' own."""
+    action_limit: Literal["none"] | Amount | None = None
+    """Each planned action stays within plus and minus this, an Amount; dimensions that it leaves out (None: all) within
+    `percentiles` of the training split's actions: a model is not to be believed where it has never been. `none`: no
+    limit."""
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    """Of the training split's actions, per dimension: the range that plans keep to, or are said to leave."""
+    step_norm: float | None = Field(None, gt=0)
+    """Most that one action may move (Euclidean norm of its translation, SI unit); None: as far as the limits allow."""
+    searched: tuple[Literal["translation", "rotation", "gripper", "other"], ...] | None = None
+    """Kinds of dimensions that are planned; the others stay at zero. None: all."""
+    unit: str | None = None
+    """Unit of translations whose labels do not say theirs (`lawm plan --unit`)."""
+    cost: Literal["l2", "l1", "mse", "cosine"] = "l2"
+    select: Literal["best", "elite_mean"] = "best"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.elites > self.samples:
+            raise ValueError(f"elites = {self.elites} exceeds samples = {self.samples}")
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"percentiles = {low:g}, {high:g}; expected 0 <= low < high <= 100")
+        for name in ("std", "std_floor", "action_limit"):
+            amount = getattr(self, name)
+            values = amount.values() if isinstance(amount, dict) else amount if isinstance(amount, tuple) else [amount]
+            if any(isinstance(value, float) and value <= 0 for value in values):
+                raise ValueError(f"{name} = {amount}; expected positive numbers")
+        return self
