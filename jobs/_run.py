@@ -322,6 +322,23 @@ def beside(args: argparse.Namespace, kind: str) -> None:
         args.out = f"{run_of(args.checkpoint)}-{kind}"
 
 
+def child_of(model: str, kind: str) -> str | None:
+    """The decoder or controller of a run, or of a checkpoint in it, where it lies beside the run under a usual name and
+    belongs to that checkpoint."""
+    from lawm.training import read_about, run_of
+
+    fingerprint, run = read_about(model)["fingerprint"], run_of(model)
+    place = run.rpartition("/")[0]
+    for where in (f"{run}-{kind}", storage.join(run, kind), storage.join(place, kind)):
+        if not storage.exists(where):
+            continue
+        with suppress(LawmError):  # no finished checkpoint is there, or another's
+            about = read_about(where)
+            if about["kind"] == kind and (about["parent"] or {}).get("fingerprint") == fingerprint:
+                return where
+    return None
+
+
 def describe_training(
     config: Config,
     kind: str,

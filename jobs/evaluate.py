@@ -6,7 +6,7 @@ lawm evaluate --checkpoint runs/mine --deterministic runs/mine-deterministic
 import sys
 
 from jobs._cli import base_parser, describe, run_job, say
-from jobs._run import add_data_arguments, checkpoint_config, write_results
+from jobs._run import add_data_arguments, checkpoint_config, child_of, write_results
 from lawm import storage
 from lawm.config import Config, LawmError, parse_config
 
@@ -39,6 +39,18 @@ def found_beside(model: str, config: Config, name: str) -> str | None:
     return where
 
 
+def found_decoder(model: str) -> str | None:
+    """The checkpoint's decoder, where it lies under a usual name; it is said, and so is one of another checkpoint."""
+    from lawm.training import run_of
+
+    where, usual = child_of(model, "decoder"), f"{run_of(model)}-decoder"
+    if where is not None:
+        say(f"decoder: {where}")
+    elif storage.exists(usual):
+        say(f"decoder: not {usual}: it belongs to another checkpoint; train one anew, under another --out")
+    return where
+
+
 @run_job
 def main(argv: list[str] | None = None) -> int:
     parser = base_parser("evaluate", __doc__, default_recipe=None)
@@ -57,6 +69,11 @@ def main(argv: list[str] | None = None) -> int:
         help="the unconstrained model of equal data and steps (default: RUN-unconstrained, where it is)",
     )
     parser.add_argument("--controller", metavar="URI", help="a controller of this checkpoint (needs labels)")
+    parser.add_argument(
+        "--decoder",
+        metavar="URI",
+        help="a decoder of this checkpoint, for figures in pixels, from the videos (default: RUN-decoder, where it is)",
+    )
     parser.add_argument(
         "--which", nargs="+", choices=NAMES, default=list(NAMES), help="evaluations (default: all that the data allow)"
     )
@@ -80,8 +97,9 @@ def main(argv: list[str] | None = None) -> int:
         for name, given in (("deterministic", args.deterministic), ("unconstrained", args.unconstrained))
     )
     controller = storage.absolute(args.controller) if args.controller else None
+    decoder = storage.absolute(args.decoder) if args.decoder else found_decoder(model)
     out = storage.absolute(args.out) if args.out else beside(model)
-    company = Company(model, deterministic, unconstrained, controller)
+    company = Company(model, deterministic, unconstrained, controller, decoder)
     if args.dry_run:
         for uri in company.all:
             read_about(uri)

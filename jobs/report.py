@@ -6,13 +6,12 @@ lawm report --checkpoint runs/mine --out report.html
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
 
 from jobs._cli import base_parser, describe, run_job
-from jobs._run import add_data_arguments, checkpoint_config, json_lines, quarantined, read_results
+from jobs._run import add_data_arguments, checkpoint_config, child_of, json_lines, quarantined, read_results
 from lawm import storage
 from lawm.config import Config, LawmError
 from lawm.report import (
@@ -100,22 +99,6 @@ def picture_section(
         [f"t + {i / config.data.clip.fps:g} s" for i in range(config.data.clip.frames)],
         caption=caption,
     )
-
-
-def child_of(run: str, kind: str) -> str | None:
-    """The run's decoder or controller, where it lies beside it under a usual name and belongs to its checkpoint."""
-    from lawm.training import read_about
-
-    model = read_about(run)["fingerprint"]
-    place = run.rstrip("/").rpartition("/")[0]
-    for where in (f"{run.rstrip('/')}-{kind}", storage.join(run, kind), storage.join(place, kind)):
-        if not storage.exists(where):
-            continue
-        with suppress(LawmError):  # no finished checkpoint is there, or another's
-            about = read_about(where)
-            if about["kind"] == kind and (about["parent"] or {}).get("fingerprint") == model:
-                return where
-    return None
 
 
 def results_of(run: str) -> list[str]:

@@ -38,10 +38,12 @@ from lawm.training import (
     check_actions,
     check_baseline,
     check_cache,
+    check_child,
     check_free_of_the_past,
     collate,
     config_in_use,
     load_controller,
+    load_decoder,
     load_model,
     pick_device,
     read_about,
@@ -65,6 +67,8 @@ class Company:
     deterministic: str | None = None
     unconstrained: str | None = None
     controller: str | None = None
+    decoder: str | None = None
+    """For figures in pixels, beside those in states."""
 
     @property
     def baselines(self) -> dict[str, str]:
@@ -72,8 +76,18 @@ class Company:
         return {name: uri for name, uri in both.items() if uri}
 
     @property
+    def children(self) -> dict[str, str]:
+        """What was trained on the model, by kind."""
+        both = {"controller": self.controller, "decoder": self.decoder}
+        return {kind: uri for kind, uri in both.items() if uri}
+
+    @property
     def all(self) -> list[str]:
-        return [self.model, *self.baselines.values(), *([self.controller] if self.controller else [])]
+        return [self.model, *self.baselines.values(), *self.children.values()]
+
+    def frames(self, config: Config) -> bool:
+        """Whether clips are decoded although there is a cache: true pictures are needed beside those of a decoder."""
+        return self.decoder is not None and config.data.index is not None
 
 
 @dataclass(frozen=True)
@@ -117,10 +131,10 @@ class Evaluator:
         for name, uri in self.company.baselines.items():
             others[name] = load_model(uri, model.encoder)[0].to(self.device)
             others[name].duplicate = model.duplicate
-        controller = self.company.controller
+        load: dict[str, Any] = {"controller": load_controller, "decoder": load_decoder}
         more: dict[str, Any] = dict(others)
-        if controller:
-            more["controller"] = load_controller(controller, model, parent).to(self.device)
+        for kind, uri in self.company.children.items():
+            more[kind] = load[kind](uri, model, parent).to(self.device)
         return Subject(
             model.to(self.device),
             **more,
@@ -134,7 +148,8 @@ class Evaluator:
         """The unit's good clips (None if they leave no two videos, or clips, to pair), and what was refused."""
         key = (unit.split, unit.labelled)
         if key not in self.readers:
-            self.readers[key] = ClipReader(self.config, unit.split, labelled=unit.labelled)
+            frames = not unit.fits and self.company.frames(self.config)
+            self.readers[key] = ClipReader(self.config, unit.split, unit.labelled, frames)
             cache = self.readers[key].cache
             if cache is not None:
                 check_cache(cache, self.config, self.subject.model)
@@ -213,8 +228,9 @@ def plan_work(config: Config, company: Company, which: Sequence[str]) -> Work:
     e, split = config.evaluate, config.evaluate.split
     trained = parse_config(read_about(company.model)["config"], company.model)
     always = trained.model.bottleneck.kind == "true_actions"
-    plain = ClipReader(config, split, labelled=always)
-    labelled: ClipReader | Missing = plain if always else labelled_reader(config, split)
+    frames = company.frames(config)
+    plain = ClipReader(config, split, always, frames)
+    labelled: ClipReader | Missing = plain if always else labelled_reader(config, split, frames)
     if isinstance(labelled, ClipReader) and labelled.plan.fingerprint() == plain.plan.fingerprint():
         plain = labelled  # the same clips: read and encoded once
     if min(e.clips, len(plain.plan)) < 2:
@@ -265,12 +281,12 @@ def more_clips(split: Split) -> str:
     return "hold out more (data.val_fraction)" if split == "val" else "give more or longer videos"
 
 
-def labelled_reader(config: Config, split: Split) -> ClipReader | Missing:
+def labelled_reader(config: Config, split: Split, frames: bool) -> ClipReader | Missing:
     """Labelled clips of the split, or why there are none."""
     if config.data.labels is None:
         return given("table of actions", "--labels")
     try:
-        return ClipReader(config, split, labelled=True)
+        return ClipReader(config, split, True, frames)
     except EmptySplit as error:
         return Missing(str(error))
 
@@ -296,8 +312,9 @@ def check_asked(config: Config, company: Company, which: Sequence[str]) -> Work:
     measured = config_in_use(trained, config, company.model)
     for name, uri in company.baselines.items():
         check_baseline(measured, parse_config(read_about(uri)["config"], uri), uri, name)
+    for kind, uri in company.children.items():
+        check_child(uri, kind, read_about(company.model)["fingerprint"])
     if company.controller is not None:
-        read_about(company.controller)
         check_state_a_frame(config.encoder, config.data.clip)
     work = plan_work(config, company, which)
     if work.labels is not None:

@@ -65,7 +65,8 @@ class Omission:
 
 @dataclass(frozen=True)
 class PerClip:
-    """Values per clip. `groups`: the video (or episode) of each clip, [B]; every array's first length is B."""
+    """Values per clip. `groups`: the video (or episode) of each clip, [B]; every array's first length is B. A field may
+    hold values of the same clips in a group of their own (another PerClip)."""
 
     groups: np.ndarray
 
@@ -73,7 +74,7 @@ class PerClip:
         for name, value in vars(self).items():
             if isinstance(value, Missing):
                 continue
-            if not isinstance(value, np.ndarray):
+            if not isinstance(value, np.ndarray | PerClip):
                 raise TypeError(f"{type(self).__name__}.{name} is a {type(value).__name__}; an array or Missing")
             if len(value) != len(self.groups):
                 raise ValueError(f"{type(self).__name__}.{name}: {len(value)} values of {len(self.groups)} clips")
@@ -90,7 +91,12 @@ class PerClip:
             missing = [value for value in found if isinstance(value, Missing)]
             if missing and len(missing) < len(found):
                 raise ValueError(f"{cls.__name__}.{one.name} is missing from {len(missing)} of {len(found)} units")
-            joined[one.name] = missing[0] if missing else np.concatenate(found)
+            if missing:
+                joined[one.name] = missing[0]
+            elif isinstance(found[0], PerClip):
+                joined[one.name] = type(found[0]).join(found)
+            else:
+                joined[one.name] = np.concatenate(found)
         return cls(**joined)
 
 

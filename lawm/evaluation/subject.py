@@ -14,16 +14,23 @@ from torch import Tensor
 
 from lawm.evaluation.partners import ONE_VIDEO, derange
 from lawm.evaluation.results import Figure, Missing, PerClip
-from lawm.model import LatentActions
-from lawm.training import ClipBatch, ControllerObjective, LatentActionObjective
+from lawm.model import LatentActions, PixelStates
+from lawm.training import ClipBatch, ControllerObjective, DecoderObjective, LatentActionObjective, decode_states
 
 NO_LATENTS = Missing("a deterministic model has no latent actions")
 SHUFFLES = Missing(ONE_VIDEO)
+NO_FRAMES = Missing("pictures are needed, and the cache holds states: give the videos' --index as well")
+NO_INVERSE = Missing("encoder.normalize_states = layer_norm cannot be undone: give a decoder (--decoder URI)")
 
 
 def given(what: str, option: str) -> Missing:
     """What the user did not give, and how to."""
     return Missing(f"no {what} was given ({option} URI)")
+
+
+NO_DECODER = Missing(
+    f"{given('decoder', '--decoder').reason}; train one with lawm decoder --checkpoint RUN, and it is found there"
+)
 
 
 def twin(what: str, option: str, kind: str) -> Missing:
@@ -46,6 +53,7 @@ class Subject:
         default_factory=lambda: twin("unconstrained model", "--unconstrained", "none")
     )
     controller: ControllerObjective | Missing = field(default_factory=lambda: given("controller", "--controller"))
+    decoder: DecoderObjective | Missing = field(default_factory=lambda: NO_DECODER)
     context: int = 1
     """States given before an unrolled prediction starts."""
     cycle_seconds: float = 2.0
@@ -57,6 +65,19 @@ class Subject:
         """Normalised states of another model in the normalised states of `model`: errors are compared there."""
         kinds = (self.model.state_norm.kind, other.state_norm.kind)
         return self.model.state_norm(other.state_norm.inverse(states)) if "channel" in kinds else states
+
+    def pixels(self, states_BTND: Tensor) -> Tensor | Missing:
+        """Normalised states of the model -> all their frames, [B, F, 3, S, S] in [0, 1].
+
+        By the decoder, which sees the states before each: give the context before what is predicted. States of the
+        pixels encoder are pictures as they are, and need none.
+        """
+        if isinstance(self.decoder, DecoderObjective):
+            return decode_states(self.model, self.decoder.decoder, states_BTND)
+        if isinstance(self.model.encoder, PixelStates):
+            layer_norm = self.model.state_norm.kind == "layer_norm"
+            return NO_INVERSE if layer_norm else decode_states(self.model, None, states_BTND)
+        return self.decoder
 
 
 class Clips:
@@ -78,6 +99,17 @@ class Clips:
     def states(self) -> Tensor:
         """Normalised states of the model, [B, T, N, D]."""
         return self.model.states(self.batch)
+
+    @cached_property
+    def frames(self) -> Tensor | Missing:
+        """The true frames, [B, F, 3, S, S] in [0, 1]; of states of the pixels encoder their inverse."""
+        if self.batch.frames_BFCHW is not None:
+            return self.batch.frames_BFCHW.float() / 255
+        if isinstance(self.model.encoder, PixelStates):
+            raw = self.batch.states_BTND
+            assert raw is not None
+            return decode_states(self.model, None, self.model.state_norm(raw))
+        return NO_FRAMES
 
     @cached_property
     def _latents(self) -> LatentActions:

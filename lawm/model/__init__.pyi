@@ -5,6 +5,7 @@ from lawm.model.encoder.base import StateNorm as StateNorm
 from lawm.model.encoder.base import encode_clips as encode_clips
 from lawm.model.encoder.base import frames_per_state as frames_per_state
 from lawm.model.encoder.load import load_encoder as load_encoder
+from lawm.model.encoder.pixels import PixelStates as PixelStates
 from lawm.model.encoder.tubelets import check_state_a_frame as check_state_a_frame
 from lawm.model.encoder.tubelets import looks_back as looks_back
 from lawm.model.encoder.tubelets import states_per_clip as states_per_clip

@@ -6,6 +6,7 @@ from lawm.training.checkpoint import RunTaken as RunTaken
 from lawm.training.checkpoint import check_actions as check_actions
 from lawm.training.checkpoint import check_baseline as check_baseline
 from lawm.training.checkpoint import check_cache as check_cache
+from lawm.training.checkpoint import check_child as check_child
 from lawm.training.checkpoint import check_free_of_the_past as check_free_of_the_past
 from lawm.training.checkpoint import checkpoint_name as checkpoint_name
 from lawm.training.checkpoint import config_in_use as config_in_use
@@ -26,9 +27,12 @@ from lawm.training.loop import Trainer as Trainer
 from lawm.training.loop import fit_local as fit_local
 from lawm.training.loop import train as train
 from lawm.training.objective import ControllerObjective as ControllerObjective
+from lawm.training.objective import DecoderObjective as DecoderObjective
 from lawm.training.objective import LatentActionObjective as LatentActionObjective
 from lawm.training.objective import decode_states as decode_states
 from lawm.training.objective import parameter_counts as parameter_counts
+from lawm.training.perceptual import load_lpips as load_lpips
+from lawm.training.perceptual import load_st_lpips as load_st_lpips
 from lawm.training.population import check_population as check_population
 from lawm.training.population import check_runs as check_runs
 from lawm.training.population import common_checkpoints as common_checkpoints

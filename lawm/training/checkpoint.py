@@ -369,13 +369,20 @@ def load_model(
 
 
 def _load_child(uri: str, model: LatentActionObjective, parent: Checkpoint, kind: str) -> Checkpoint:
-    checkpoint = load_checkpoint(uri)
-    if checkpoint.kind != kind:
-        raise LawmError(f"{uri} holds a {checkpoint.kind}, not a {kind}")
-    said = (checkpoint.parent or {}).get("fingerprint")
-    if said != parent.fingerprint:
-        raise LawmError(f"{uri} was trained on another model ({said}) than the one given ({parent.fingerprint})")
-    return checkpoint
+    check_child(uri, kind, parent.fingerprint)
+    return load_checkpoint(uri)
+
+
+def check_child(uri: str, kind: str, model: str) -> None:
+    """Raises LawmError where `uri` is not a controller or decoder (`kind`) of the model with that fingerprint."""
+    about = read_about(uri)
+    if about["kind"] != kind:
+        raise LawmError(f"{uri} holds a {about['kind']}, not a {kind}")
+    said = (about["parent"] or {}).get("fingerprint")
+    if said != model:
+        raise LawmError(
+            f"{uri} was trained on another model ({said}) than the one given ({model}): lawm {kind} trains one of it"
+        )
 
 
 def load_controller(uri: str, model: LatentActionObjective, parent: Checkpoint) -> ControllerObjective:

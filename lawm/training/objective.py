@@ -30,6 +30,7 @@ from lawm.model import (
     unpatchify,
 )
 from lawm.training.batches import ClipBatch
+from lawm.training.perceptual import load_lpips
 
 
 @dataclass(frozen=True)
@@ -291,19 +292,6 @@ class DecoderObjective(Objective):
             perceptual = self.lpips(decoded.flatten(0, 1) * 2 - 1, frames.flatten(0, 1) * 2 - 1).mean()
         metrics = {"prediction": l1.detach(), "lpips": perceptual.detach()}
         return LossTerms(l1, self.lpips_weight * perceptual, metrics)
-
-
-def load_lpips() -> nn.Module:
-    """LPIPS (Zhang et al. 2018) with its VGG-16 backbone; raises LawmError where it cannot be had."""
-    try:
-        import lpips
-
-        return lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False).eval()
-    except Exception as error:  # the backbone comes from a download
-        raise LawmError(
-            f"LPIPS needs its VGG-16 backbone, which could not be loaded ({type(error).__name__}: {error}); "
-            "set decoder.lpips=0 to train with L1 alone"
-        ) from error
 
 
 def decode_states(model: LatentActionObjective, decoder: Decoder | None, states_BTND: Tensor) -> Tensor:
