@@ -1,6 +1,9 @@
 """Simulates PushT episodes with true actions (gym-pusht, real physics): H.264 in tar shards, and a table of labels.
 
 Writes pusht-000000.tar, ... and labels.parquet. A rerun of the same command after an interruption goes on.
+--distractors and --shake add what no action moves; the physics and the actions stay the same, and nuisances.parquet,
+a table of labels as well, says how these move.
+
 Frames are taken at the recipe's data.clip.fps.
 """
 
@@ -25,6 +28,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard-size", type=int, default=100, metavar="K", help="episodes a tar (default: 100)")
     parser.add_argument("--states", type=int, default=16, metavar="T", help="frames an episode (default: 16)")
     parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of the pictures (default: 128)")
+    parser.add_argument(
+        "--distractors", type=int, nargs="?", const=6, default=0, metavar="N",
+        help="discs that move at random, under and over the scene (default: none; without a number: 6)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shake", type=float, nargs="?", const=1.0, default=0.0, metavar="X",
+        help="a camera that moves, turns and zooms at random (default: still; without a number: 1)",
+    )  # fmt: skip
     parser.add_argument("--processes", type=int, default=1, metavar="P", help="processes of one thread (default: 1)")
     return parser
 
@@ -36,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     if storage.is_s3(args.out):  # a local folder is looked into further on
         storage.check_folder(args.out)
     seed = config.data.seed if args.seed is None else args.seed
-    spec = PushTSpec(states=args.states, rate_hz=config.data.clip.fps, size=args.size)
+    more = {"distractors": args.distractors, "shake": args.shake}
+    spec = PushTSpec(states=args.states, rate_hz=config.data.clip.fps, size=args.size, **more)
     if args.dry_run:
         _describe(config, args, spec, seed)
     else:

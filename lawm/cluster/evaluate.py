@@ -203,6 +203,11 @@ class Work:
     labels: Labels | None
 
     @property
+    def scene(self) -> str:
+        """What moves in the pictures that no action moves, where the labels say so."""
+        return "" if self.labels is None else self.labels.meaning.scene
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What the numbers of an action are called."""
         return () if self.labels is None else tuple(dimension.name for dimension in self.labels.meaning.actions)
@@ -344,6 +349,7 @@ def evaluate(
     """
     work = check_asked(config, company, which)
     e, step = config.evaluate, int(read_about(company.model)["step"])
+    dataset = dataset or work.scene or None
     called = {id(videos): data_name(dataset, videos, company.all) for videos in work.videos.values()}
     parts: dict[str, list[PerClip]] = {one: [] for one in which}
     missing = dict(work.missing)

@@ -200,7 +200,9 @@ def labelled_clips(config: Config, checkpoints: Sequence[str]) -> int:
 
 def dataset_name(config: Config, name: str | None, checkpoints: Sequence[str]) -> str:
     """What the results call the episodes' videos: held out from these checkpoints' training, or whatever they are."""
-    return data_name(name, ClipReader(episode_config(config), "val", labelled=True).index, checkpoints)
+    reader = ClipReader(episode_config(config), "val", labelled=True)
+    assert reader.labels is not None
+    return data_name(name or reader.labels.meaning.scene or None, reader.index, checkpoints)
 
 
 def every_episode(

@@ -60,15 +60,18 @@ class Dimension:
 class Meaning:
     """What a table's numbers are. `displacements`: actions add up to (in the body's frame: compose to) what moved.
     Where they do not (set points, velocities, commanded targets), states show it: those whose names are actions' names.
-    `simulator`: the world that makes states of actions, where `lawm.simulation` has it."""
+    `simulator`: the world that makes states of actions, where `lawm.simulation` has it. `scene`: what moves in the
+    pictures that no action moves (distractors, a camera that shakes), as results say it."""
 
     actions: tuple[Dimension, ...] = ()
     states: tuple[Dimension, ...] = ()
     displacements: bool = False
     simulator: str | None = None
+    scene: str = ""
 
     def to_json(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self)).encode()
+        said = dataclasses.asdict(self)
+        return json.dumps(said if self.scene else {k: v for k, v in said.items() if k != "scene"}).encode()
 
 
 def read_meaning(said: bytes, where: str) -> Meaning:
@@ -81,8 +84,10 @@ def read_meaning(said: bytes, where: str) -> Meaning:
         raise LawmError(f"{where}: {DIMENSIONS_KEY.decode()} cannot be read ({str(error)[:120]})") from None
     except LawmError as error:
         raise LawmError(f"{where}: {error}") from None
-    if not isinstance(meaning.displacements, bool) or not isinstance(meaning.simulator, str | None):
-        raise LawmError(f"{where}: displacements {meaning.displacements!r}, simulator {meaning.simulator!r}")
+    kinds = ((meaning.displacements, bool), (meaning.simulator, str | None), (meaning.scene, str))
+    if not all(isinstance(value, kind) for value, kind in kinds):
+        named = f"simulator {meaning.simulator!r}, scene {meaning.scene!r}"
+        raise LawmError(f"{where}: displacements {meaning.displacements!r}, {named}")
     return meaning
 
 

@@ -190,7 +190,7 @@ class Labels:
         odd = next((d for d in actions if d.kind == "rotation" and d.unit not in angles), None)
         if odd is not None:
             raise LawmError(f"{where}: angle {odd.name} in {odd.unit}; expected {' or '.join(angles)}")
-        self.meaning = Meaning(actions, states, displacements, meaning.simulator)
+        self.meaning = Meaning(actions, states, displacements, meaning.simulator, meaning.scene)
         """What each number of the actions (as clips have them) and of the states is."""
 
     def __len__(self) -> int:

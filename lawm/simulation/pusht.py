@@ -26,6 +26,16 @@ import numpy as np
 from lawm import storage
 from lawm.config import LawmError
 from lawm.data import Dimension, Meaning, VideoLabels, add_member, write_labels
+from lawm.simulation.scene import (
+    ARENA,
+    MOST_DISTRACTORS,
+    MOST_SHAKE,
+    Scene,
+    described,
+    draw,
+    make_scene,
+    nuisance_names,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +49,10 @@ class PushTSpec:
     """Seconds between key frames."""
     crf: int = 18
     """x264's constant rate factor (0 lossless ... 51)."""
+    distractors: int = 0
+    """Discs that move at random, half of them under the world and half over it (`scene.py`)."""
+    shake: float = 0.0
+    """How much the camera moves, turns and zooms; 1: by scene.SHAKE."""
 
     def __post_init__(self) -> None:
         if self.states < 2:
@@ -47,10 +61,18 @@ class PushTSpec:
             raise LawmError(f"rate {self.rate_hz:g} Hz; expected a whole number that divides {PHYSICS_HZ}, such as 4")
         if self.size % 2 or not 32 <= self.size <= 2048:
             raise LawmError(f"size {self.size}; expected an even number of pixels from 32 to 2048 (4:2:0 colour)")
+        if not 0 <= self.distractors <= MOST_DISTRACTORS:
+            raise LawmError(f"{self.distractors} distractors; expected 0 to {MOST_DISTRACTORS}")
+        if not 0 <= self.shake <= MOST_SHAKE:
+            raise LawmError(f"shake {self.shake:g}; expected 0 to {MOST_SHAKE:g} (1: some units, some degrees)")
+
+    @property
+    def scene(self) -> str:
+        """What the pictures show besides the world; empty where there is nothing of it."""
+        return described(self.distractors, self.shake)
 
 
 PHYSICS_HZ = 100  # gym-pusht steps pymunk by 0.01 s
-ARENA = 512.0  # side of the arena, in arena units
 WALL = 48.0  # targets keep this far from the edge, so that the centre crop (256 / 292) shows the whole agent
 TOWARDS_BLOCK = 0.65  # share of the moves that head for and through the block
 MOVE = (30.0, 95.0)  # commanded distance of one action, arena units
@@ -77,11 +99,13 @@ MEANING = Meaning(
 @dataclasses.dataclass(frozen=True)
 class Episode:
     """`frames` uint8 [n + 1, H, W, 3]; `actions` float32 [n, 2], the commanded target minus the agent's position, arena
-    units; `states` float32 [n + 1, 5]: agent x, agent y, block x, block y (arena units), block angle (radians)."""
+    units; `states` float32 [n + 1, 5]: agent x, agent y, block x, block y (arena units), block angle (radians).
+    `scene`: what else the pictures show; None: nothing."""
 
     frames: np.ndarray
     actions: np.ndarray
     states: np.ndarray
+    scene: Scene | None = None
 
 
 class PushTSimulator:
@@ -113,7 +137,10 @@ class PushTSimulator:
     def _episode(self, seed: int, number: int) -> Episode:
         rng = np.random.default_rng([seed, number])
         self._reset(rng)
-        frames, states, actions = [self._picture()], [self._state()], []
+        spec = self.spec
+        seen = (spec.states, spec.rate_hz, spec.distractors, spec.shake)
+        scene = make_scene(seed, number, *seen) if spec.scene else None
+        frames, states, actions = [self._picture(scene, 0)], [self._state()], []
         left, heading = 0, 0.0
         for _ in range(self.spec.states - 1):
             agent, block = states[-1][:2], states[-1][2:4]
@@ -131,9 +158,9 @@ class PushTSimulator:
             left = left - 1 if np.linalg.norm(target - agent) > 0.5 * distance else 0
             actions.append(target - agent)
             self._env.step(self._vec(*target.tolist()))
-            frames.append(self._picture())
+            frames.append(self._picture(scene, len(frames)))
             states.append(self._state())
-        return Episode(np.stack(frames), np.asarray(actions, np.float32), np.asarray(states, np.float32))
+        return Episode(np.stack(frames), np.asarray(actions, np.float32), np.asarray(states, np.float32), scene)
 
     def outcomes(self, recorded: VideoLabels, start: int, actions_SHA: np.ndarray, parts: int = 1) -> np.ndarray:
         """The states [S, H + 1, 5] that each of S action sequences leads through from state `start` of a recorded
@@ -191,11 +218,12 @@ class PushTSimulator:
     def _state(self) -> np.ndarray:
         return np.asarray(self._env.get_obs(), np.float64)
 
-    def _picture(self) -> np.ndarray:
+    def _picture(self, scene: Scene | None, frame: int) -> np.ndarray:
         # The environment's own render() draws the commanded target as a red cross: the action would be in the picture.
         # Its observation resizes without antialiasing; smoothscale averages areas.
-        side = self.spec.size
-        small = self._pygame.transform.smoothscale(self._env._draw(), (side, side))
+        side, drawn = self.spec.size, self._env._draw()
+        seen = drawn if scene is None else draw(self._pygame, drawn, scene, frame)
+        small = self._pygame.transform.smoothscale(seen, (side, side))
         return np.frombuffer(self._pygame.image.tobytes(small, "RGB"), np.uint8).reshape(side, side, 3)
 
 
@@ -258,6 +286,7 @@ def encode_mp4(frames: np.ndarray, rate_hz: float, gop_s: float = 1.0, crf: int 
 
 # ---------------------------------------------------------------- writing a simulated data set
 LABELS_NAME = "labels.parquet"
+NUISANCES_NAME = "nuisances.parquet"
 MANIFEST_NAME = "simulate.json"
 
 
@@ -272,7 +301,8 @@ def simulate_pusht(
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
     """Write `episodes` PushT episodes to the folder `out` (local or s3://): tar shards `pusht-000000.tar` with members
-    `ep_000000.mp4` and `ep_000000.json`, then `labels.parquet`, whose URI is returned.
+    `ep_000000.mp4` and `ep_000000.json`, then `labels.parquet`, whose URI is returned. With distractors or a camera
+    that shakes, `nuisances.parquet` beside it is a table of labels too, whose actions are how these move.
 
     `progress(done, written)` is called after every episode: episodes done so far, and how many of them this call made.
     A shard appears whole or not at all; a rerun with the same settings keeps the shards that are there. Raises
@@ -288,6 +318,7 @@ def simulate_pusht(
     missing = [e for shard, rows in zip(shards, kept, strict=True) if rows is None for e in shard]
     made = _encoded_episodes(missing, seed, spec, processes)
     labels: list[VideoLabels] = []
+    nuisances: list[VideoLabels] = []
     with _interrupt_held_back() as answer_interrupt, contextlib.closing(made):
         for number, (shard, rows) in enumerate(zip(shards, kept, strict=True)):
             if rows is None:
@@ -305,9 +336,14 @@ def simulate_pusht(
                 rows = _shard_labels(out, number, shard)
                 if rows is None:
                     raise RuntimeError(f"{_shard_uri(out, number)} cannot be read back")
-            labels += rows
+            labels += [own for own, _ in rows]
+            nuisances += [other for _, other in rows if other is not None]
+    if spec.scene:
+        named = tuple(Dimension(name) for name in nuisance_names(spec.distractors))
+        meaning = Meaning(states=named, scene=spec.scene)
+        write_labels(nuisances, storage.join(out, NUISANCES_NAME), "state_delta", meaning)
     uri = storage.join(out, LABELS_NAME)
-    write_labels(labels, uri, "sum", MEANING)
+    write_labels(labels, uri, "sum", dataclasses.replace(MEANING, scene=spec.scene))
     return uri
 
 
@@ -322,8 +358,12 @@ def pusht_settings(episodes: int, seed: int, spec: PushTSpec, shard_size: int) -
         "episodes": episodes,
         "seed": seed,
         "shard_size": shard_size,
-        **dataclasses.asdict(spec),
+        **{name: value for name, value in dataclasses.asdict(spec).items() if value or name not in _ADDED},
     }
+
+
+_ADDED = ("distractors", "shake")
+"""Settings that came later, and are not written where they are off: folders of before are the same as those of now."""
 
 
 def _manifest(episodes: int, seed: int, spec: PushTSpec, shard_size: int) -> bytes:
@@ -362,7 +402,8 @@ def _open_folder(out: str, manifest: bytes) -> None:
 def _difference(there: bytes, wanted: bytes) -> str:
     try:
         old, new = json.loads(there), json.loads(wanted)
-        changed = [f"{name} {old.get(name)} instead of {new[name]}" for name in new if old.get(name) != new[name]]
+        names = dict.fromkeys([*new, *(name for name in old if name in _ADDED)])
+        changed = [f"{n} {old.get(n, 0)} instead of {new.get(n, 0)}" for n in names if old.get(n) != new.get(n)]
     except (ValueError, AttributeError):
         return "its manifest cannot be read"
     return ", ".join(changed) or "written by another version"
@@ -372,8 +413,9 @@ def _shard_uri(out: str, number: int) -> str:
     return storage.join(out, f"pusht-{number:06d}.tar")
 
 
-def _shard_labels(out: str, number: int, episodes: range) -> list[VideoLabels] | None:
-    """Labels of a finished shard, from its members; None where it is missing or is not whole."""
+def _shard_labels(out: str, number: int, episodes: range) -> list[tuple[VideoLabels, VideoLabels | None]] | None:
+    """Labels of a finished shard, and of what else moves in its pictures, from its members; None where it is missing or
+    is not whole."""
     uri = _shard_uri(out, number)
     try:
         data = storage.read_bytes(uri)
@@ -389,7 +431,11 @@ def _shard_labels(out: str, number: int, episodes: range) -> list[VideoLabels] |
                 info = json.load(tar.extractfile(f"ep_{e:06d}.json"))  # type: ignore[arg-type]
                 key = f"pusht-{number:06d}/ep_{e:06d}.mp4"
                 arrays = (np.asarray(info[name], np.float32) for name in ("actions", "states"))
-                rows.append(VideoLabels(key, float(info["rate_hz"]), *arrays))
+                other = None
+                if "nuisances" in info:
+                    moved = np.asarray(info["nuisances"], np.float32)
+                    other = VideoLabels(key, float(info["rate_hz"]), np.diff(moved, axis=0), moved)
+                rows.append((VideoLabels(key, float(info["rate_hz"]), *arrays), other))
     except (tarfile.TarError, KeyError, ValueError):
         return None
     return rows
@@ -403,13 +449,15 @@ def _simulator(spec: PushTSpec) -> PushTSimulator:
 def _encoded_episode(seed: int, number: int, spec: PushTSpec) -> tuple[bytes, bytes]:
     """One episode as its (mp4, json) members. float32 survives JSON exactly, since it is written as float64."""
     episode = _simulator(spec).episode(seed, number)
-    info = {
+    info: dict[str, Any] = {
         "episode": number,
         "seed": seed,
         "rate_hz": spec.rate_hz,
         "actions": episode.actions.tolist(),
         "states": episode.states.tolist(),
     }
+    if episode.scene is not None:
+        info["nuisances"] = episode.scene.nuisances.tolist()
     return encode_mp4(episode.frames, spec.rate_hz, spec.gop_s, spec.crf), json.dumps(info).encode()
 
 
