@@ -140,6 +140,7 @@ class Evaluator:
             **more,
             context=e.context,
             cycle_seconds=e.cycle_seconds,
+            cut_positions=e.cut_positions,
             fps=self.config.data.clip.fps,
             seed=e.seed,
         )

@@ -20,6 +20,9 @@ class EvaluateConfig(Frozen):
     """States given before an unrolled prediction starts."""
     cycle_seconds: float = Field(2.0, gt=0)
     """How long cycles are rolled out (paper, table 2: 2 s); where clips are shorter, as far as they go, and said."""
+    cut_positions: Literal["all", "middle"] = "all"
+    """Before which states clips are cut over to another one (leakage): all that have one before them, or the middle
+    one. An encoder that looks back in time encodes each of these clips anew; others need no further pass."""
 
 
 Amount = float | tuple[float, ...] | dict[str, float]

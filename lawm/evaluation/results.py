@@ -119,7 +119,7 @@ class Figure(Generic[T]):
     one: str = ""
     control: str = ""
     checked_by: str = ""
-    needs: Literal["", "deterministic", "unconstrained", "other videos"] = ""
+    needs: Literal["", "deterministic", "unconstrained", "other videos", "another data set"] = ""
     positive: bool = True
 
 

@@ -6,7 +6,7 @@ Legend: B clips, T states, N tokens, D state width, Z latent width.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class Subject:
     """States given before an unrolled prediction starts."""
     cycle_seconds: float = 2.0
     """How long cycles are rolled out (as far as the clips go)."""
+    cut_positions: Literal["all", "middle"] = "all"
+    """Where clips are cut to measure leakage: before every state that has one before it, or before the middle one."""
     fps: float = 4.0
     seed: int = 0
 
@@ -83,12 +85,20 @@ class Subject:
 class Clips:
     """A unit of clips: the batch, the video (or episode) of each, and their states, encoded once for everything."""
 
-    def __init__(self, model: LatentActionObjective, batch: ClipBatch, groups: Sequence[str], seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: LatentActionObjective,
+        batch: ClipBatch,
+        groups: Sequence[str],
+        seed: int = 0,
+        other: "Clips | None" = None,
+    ) -> None:
+        """`other`: clips of another data set, where scene cuts across data sets are measured."""
         raw = batch.states_BTND
         if raw is None:
             assert batch.frames_BFCHW is not None
             raw = model.encode(batch.frames_BFCHW)
-        self.model, self.seed = model, seed
+        self.model, self.seed, self.other = model, seed, other
         self.batch = replace(batch, states_BTND=raw)
         self.groups = np.asarray(groups, dtype=object)
 

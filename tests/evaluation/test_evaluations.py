@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from known_models import CONFIG, Adds, Difference, Next, Shows, Still, Sums, batch_of, built, clips_for, fresh
+from small_runs import fine_tuned_config, made_batch, new_objective
 from torch import Tensor, nn
 
 from lawm.evaluation import Clips, Missing, Subject, deal, derange, summarize
@@ -117,12 +118,66 @@ def test_leakage_of_a_model_that_only_copies_its_last_state_is_what_the_cut_cost
     found = leakage(model, deterministic=fresh("deterministic"))
     partner = clips.partners()
     assert partner is not None
-    before, after = clips.states[:, 1], clips.states[partner, 2]
-    np.testing.assert_allclose(found.cut, (after - before).abs().mean((1, 2)).numpy(), rtol=1e-4)  # type: ignore[arg-type]
-    uncut = (after - clips.states[partner, 1]).abs().mean((1, 2)).numpy()
+    before, after = clips.states[partner, :-1], clips.states[:, 1:]
+    np.testing.assert_allclose(found.cut, (after - before).abs().mean((2, 3)).numpy(), rtol=1e-4)  # type: ignore[arg-type]
+    uncut = (after - clips.states[:, :-1]).abs().mean((2, 3)).numpy()
     for values in (found.uncut, found.copy_uncut, found.deterministic_uncut):
         np.testing.assert_allclose(values, uncut, rtol=1e-4)  # type: ignore[arg-type]
     assert figures(leakage_of, found)["leakage_ratio"] > 2
+
+
+def test_leakage_is_measured_at_every_cut_or_in_the_middle() -> None:
+    model, twin = built(Adds, Difference(), bias=0.01), fresh("deterministic")
+    every = leakage(model, deterministic=twin)
+    middle = leakage(model, deterministic=twin, cut_positions="middle")
+    assert every.cuts[0].tolist() == [1, 2, 3] and middle.cuts[0].tolist() == [2]
+    for name in ("cut", "uncut", "copy_cut", "deterministic_cut", "deterministic_uncut"):
+        np.testing.assert_allclose(getattr(every, name)[:, 1:2], getattr(middle, name), rtol=1e-4)
+    said = {r.name: r for r in summarize(leakage_of.at_each_cut(every, ()), every, "made", 0, 100, 0).results}
+    assert set(said) == {f"leakage_{what}[cut at state {cut}]" for what in ("score", "ratio") for cut in (1, 2, 3)}
+    one = figures(leakage_of, middle)
+    assert said["leakage_score[cut at state 2]"].value == pytest.approx(one["leakage_score"], rel=1e-4)
+    assert leakage_of.at_each_cut(middle, ()) == ()
+    assert leakage_of.note(every, ()) == "mean over 3 cuts of each clip"
+    assert leakage_of.note(middle, ()) == "cut at state 2"
+
+
+def test_cuts_over_from_another_data_set() -> None:
+    """The frame that is predicted stays the measured clip's, and so does the error without a cut; a code that is the
+    next state carries any cut, and what copies pays the way from the other data set's picture."""
+    model, twin, far = built(Shows, Next(), bias=0.01), fresh("deterministic"), batch_of(5)
+    assert far.frames_BFCHW is not None
+    other = clips_for(model, ClipBatch(255 - far.frames_BFCHW, None, None, far.positions_B))
+    clips = Clips(model, batch_of(), [f"{i}.mp4" for i in range(12)], other=other)
+    found = leakage_of.measure(Subject(model, deterministic=twin), clips, NO_CODE)
+    past = other.states[torch.arange(12) % 5, :-1]
+    np.testing.assert_allclose(found.across_copy_cut, (clips.states[:, 1:] - past).abs().mean((2, 3)), rtol=1e-4)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found.across_deterministic_cut, found.across_copy_cut, rtol=1e-4)  # type: ignore[arg-type]
+    said = figures(leakage_of, found)
+    assert said["leakage_ratio_across"] == pytest.approx(1, rel=1e-3) and said["leakage_score_across"] > 0.97
+    assert said["leakage_ratio_across_copy_last"] > said["leakage_ratio_copy_last"]
+    alone = leakage_of.measure(Subject(model, deterministic=twin), clips_for(model), NO_CODE)
+    np.testing.assert_array_equal(alone.uncut, found.uncut)
+    assert isinstance(alone.across_cut, Missing) and "no other data set" in alone.across_cut.reason
+
+
+def test_an_encoder_that_looks_back_encodes_the_cut_clips_up_to_the_cut() -> None:
+    """State for state what the whole stitched clip gives, and no state of the clip without a cut."""
+    config = fine_tuned_config(fine_tune__target="off", encoder__causality="block_causal", data__clip__frames=8)
+    model = new_objective(config).eval()
+    batch = made_batch(range(4), config)
+    clips = Clips(model, batch, list("abcd"))
+    assert model.encoder.looks_back and clips.states.shape[1] == 4 and batch.frames_BFCHW is not None
+    partner = clips.partners()
+    assert partner is not None
+    before = leakage_of.taken(clips.batch, partner)
+    for cut in (1, 2, 3):
+        stitched = torch.cat([batch.frames_BFCHW[partner, : 2 * cut], batch.frames_BFCHW[:, 2 * cut :]], dim=1)
+        wanted = model.encode(stitched)[:, cut]
+        found = leakage_of.after_cut(model, before, clips, cut)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        assert clips.batch.states_BTND is not None
+        assert (found - clips.batch.states_BTND[:, cut]).abs().max() > 1e-3
 
 
 def test_leakage_is_filed_under_the_video_whose_frame_is_predicted() -> None:
@@ -139,7 +194,8 @@ def test_leakage_is_filed_under_the_video_whose_frame_is_predicted() -> None:
             clips = Clips(model, batch, [groups[i] for i in unit], trial * 1_000_003 + number)
             parts.append(leakage_of.measure(Subject(model), clips, NO_CODE))
             expected = {name: pace[groups.index(name)] for name in set(parts[-1].groups)}
-            np.testing.assert_allclose(parts[-1].uncut, [expected[g] for g in parts[-1].groups], rtol=1e-5)
+            wanted = np.tile([[expected[g]] for g in parts[-1].groups], 3)
+            np.testing.assert_allclose(parts[-1].uncut, wanted, rtol=1e-5)
         said = summarize(leakage_of.FIGURES, Leakage.join(parts), "made", 0, 200, trial).results
         found = next(r for r in said if r.name == "error_without_cut")
         assert found.low is not None and found.high is not None and found.videos == videos
@@ -308,5 +364,5 @@ def test_states_of_a_clip_are_encoded_once_for_everything(monkeypatch: pytest.Mo
     cycle_of.measure(subject, clips)
     assert seen == [12]
     leakage_of.measure(subject, clips, NO_CODE)
-    assert seen == [12, 12]  # the stitched clips are other clips
+    assert seen == [12]  # this encoder does not look back: a stitched clip's states are there already
     assert derange(list(clips.groups), clips.seed * 31) is not None
