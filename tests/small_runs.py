@@ -1,5 +1,6 @@
 """Small runs for tests: frames from a seed, a few real videos with index and labels, what two ranks compute."""
 
+import json
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -74,6 +75,20 @@ def made_batches(config: Config, rank: int = 0, world: int = 1, spoil: tuple[int
             yield batch
 
     return batches
+
+
+def losses(run: str) -> dict[int, float]:
+    """The loss of each reported step of a run."""
+    rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})  # each step once, in order
+    return {row["step"]: row["loss"] for row in rows}
+
+
+def noise_frames(count: int = 4, size: int = 32) -> torch.Tensor:
+    """uint8 noise [2, count, 3, size, size], always the same."""
+    return torch.randint(
+        0, 256, (2, count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def no_states(batch: int, steps: int) -> torch.Tensor:

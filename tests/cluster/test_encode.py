@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import SmallSet, made_batch, tiny_with
-from test_fit import losses
+from small_runs import SmallSet, losses, made_batch, tiny_with
 
 from lawm.cluster.encode import chunks, encode_index
 from lawm.cluster.session import Session

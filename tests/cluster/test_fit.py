@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_runs import SmallSet, index_folder, tiny_with
+from small_runs import SmallSet, index_folder, losses, tiny_with
 
 from jobs import controller, encode, evaluate, index, plan, simulate, train
 from lawm.cluster.decode import nth_positions
@@ -25,12 +25,6 @@ from lawm.training import fit_local, load_checkpoint
 from lawm.training.checkpoint import checkpoint_folders
 
 ROOT = Path(__file__).parents[2]
-
-
-def losses(run: str) -> dict[int, float]:
-    rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})  # each step once, in order
-    return {row["step"]: row["loss"] for row in rows}
 
 
 def short(index: str, **more: Any) -> Config:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from made_videos import write_video
-from small_runs import index_folder
+from small_runs import index_folder, losses
 
 from benchmarks._nodes import ROOT, Nodes
 from benchmarks._servers import KEY, SECRET, FaultProxy, rclone, wait_for
@@ -79,12 +79,6 @@ def training(index: Path, run: Path, steps: int) -> list[str]:
     return ["train", *LABELS, *sets, "--index", str(index), "--out", str(run)]
 
 
-def losses(run: Path) -> dict[int, float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
-    return {row["step"]: row["loss"] for row in rows}
-
-
 def places(tasks: list[dict[str, Any]], name: str) -> list[str]:
     """The nodes of the tasks of that name, those not placed yet left out."""
     return [task["node_id"] for task in tasks if name in task["name"] and task["node_id"]]
@@ -122,6 +116,6 @@ def test_decoding_stays_on_decode_nodes_even_when_one_is_lost(nodes: Nodes, far_
     # Each clip once and right: the same losses as a run in plain Python over the same files.
     index_folder(far_away, local)
     assert lawm.main([*training(local, tmp_path / "plain", steps), "--plain"]) == 0
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+    assert losses(str(tmp_path / "run")) == pytest.approx(losses(str(tmp_path / "plain")), rel=1e-4)
     cursor = json.loads(next((tmp_path / "run").glob("step_*/checkpoint.json")).read_text())["cursor"]
     assert Cursor.from_json(cursor) == Cursor(8 * steps)

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_runs import SmallSet, tiny_with, write_small_set
-from test_fit import losses
+from small_runs import SmallSet, losses, tiny_with, write_small_set
 
 from jobs import train
 from lawm.cluster.encode import encode_index

@@ -6,19 +6,13 @@ from typing import Any
 import pytest
 import timm
 import torch
-from small_runs import made_batch, new_objective, tiny, tiny_with
+from small_runs import made_batch, new_objective, noise_frames, tiny, tiny_with
 
 from lawm.config import ClipSpec, ConfigError, PixelsEncoder, TimmEncoder, VJepa2Encoder, override
 from lawm.model import Encoder, StateNorm, load_encoder
 from lawm.training import decode_states
 
 CLIP = ClipSpec(frames=4, size=32)
-
-
-def frames(count: int = 4, size: int = 32) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (2, count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
 
 
 def encoders() -> dict[str, Encoder]:
@@ -46,7 +40,7 @@ def test_states_have_the_declared_shape_and_never_see_later_frames(
 ) -> None:
     encoder = loaded[name]
     assert (encoder.tokens, encoder.state_width, encoder.frames_per_state) == (tokens, width, 1)
-    clips = frames()
+    clips = noise_frames()
     states = encoder(clips)
     assert states.shape == (2, 4, tokens, width)
     assert not states.requires_grad and not encoder.train().training  # frozen, in eval mode for good
@@ -106,7 +100,7 @@ def test_random_weights_and_fingerprints_are_the_same_everywhere(loaded: dict[st
 def test_another_block_of_the_same_backbone_is_another_encoder(loaded: dict[str, Encoder]) -> None:
     """Same weights, same shape of the states, other states: a cache of one must not serve the other."""
     other = load_encoder(TimmEncoder(model="vit_tiny_patch16_224", weights="random", stage=3), CLIP)
-    assert not torch.allclose(other(frames()), loaded["vit_block"](frames()))
+    assert not torch.allclose(other(noise_frames()), loaded["vit_block"](noise_frames()))
     assert other.fingerprint() != loaded["vit_block"].fingerprint()
 
 
@@ -123,10 +117,10 @@ def test_weights_that_were_trained_with_another_mean_and_std_get_theirs() -> Non
         wanted = [(v - m) / s for v, m, s in zip((0.2, 0.4, 0.8), mean, (0.5, 1.0, 2.0), strict=True)]
         assert encoder.normalized(pixel).flatten().tolist() == pytest.approx(wanted, rel=1e-5)
         before = load_encoder(one, CLIP)
-        assert not torch.allclose(encoder(frames()), before(frames()))
+        assert not torch.allclose(encoder(noise_frames()), before(noise_frames()))
         assert encoder.fingerprint() != before.fingerprint()
         same = one.model_copy(update={"mean": tuple(before.mean.flatten().tolist())})
-        assert torch.equal(load_encoder(same, CLIP)(frames()), before(frames()))
+        assert torch.equal(load_encoder(same, CLIP)(noise_frames()), before(noise_frames()))
     with pytest.raises(ConfigError, match=r"encoder.timm.std.1: Input should be greater than 0"):
         override(tiny_with(encoder__kind="timm"), "encoder.std", [0.1, 0, 0.1])
 

@@ -13,12 +13,13 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from test_encoder import CLIP, frames
+from small_runs import noise_frames
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from lawm.config import ClipSpec, LawmError, TimmEncoder
 from lawm.model import Encoder, load_encoder
 
+CLIP = ClipSpec(frames=4, size=32)
 SMALL = TimmEncoder(model="resnet10t", weights="random")
 
 
@@ -180,7 +181,7 @@ def test_position_embeddings_of_another_image_size_are_those_that_timm_makes(
         encoder = load_encoder(config, ClipSpec(frames=2, size=size))
         theirs = timm.create_model(name, img_size=size).eval()
         theirs.load_state_dict(checkpoint_filter_fn(dict(state), theirs))  # as timm loads what it downloads
-        clip = frames(2, size)
+        clip = noise_frames(2, size)
         with torch.no_grad():
             wanted = theirs.forward_features(encoder.normalized(clip).flatten(0, 1))[:, 1:].unflatten(0, (2, 2))
         torch.testing.assert_close(encoder(clip), wanted, rtol=1e-3, atol=1e-4)
