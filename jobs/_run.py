@@ -509,3 +509,14 @@ def write_results(where: str, measured: "Measured") -> None:
     from lawm.evaluation import to_json
 
     storage.write_bytes(where, json.dumps(to_json(measured), indent=1).encode())
+
+
+def record(where: str, measured: "Measured", checkpoint: str) -> str:
+    """Adds results of a checkpoint, which are written to `where`, to the table of its run; beside them, where they are
+    kept elsewhere. Returns where the table is."""
+    from lawm.evaluation import record_results
+    from lawm.training import read_about, run_of
+
+    run = run_of(storage.absolute(checkpoint))
+    folder = run if where.startswith(f"{run}/") else where.rpartition("/")[0]
+    return record_results(folder, measured, run, parse_config(read_about(checkpoint)["config"], checkpoint))

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from jobs._cli import base_parser, describe, resolve_config, run_job
-from jobs._run import Fit, counted, train_on_ray, write_results
+from jobs._run import Fit, counted, record, train_on_ray, write_results
 from jobs.report import facts, loss_curves, picture_section, refused_section
 from lawm.config import Config, LawmError, override
 from lawm.evaluation import Measured, Result
@@ -131,7 +131,7 @@ def measure(demo: Demo) -> Measured:
     """Evaluations on held-out PushT, planning, and what can be said of the natural videos."""
     from lawm.cluster.evaluate import Company, evaluate
     from lawm.cluster.plan import label_ranges, plan_episodes
-    from lawm.planning import remarks, summarize_episodes
+    from lawm.planning import episode_values, remarks, summarize_episodes
     from lawm.training import read_about
 
     model, twin, controller = (demo.path(n) for n in ("model", "deterministic", "controller"))
@@ -148,8 +148,10 @@ def measure(demo: Demo) -> Measured:
         e = config.evaluate
         step = read_about(model)["step"]
         notes = remarks(rows, label_ranges(config), config.plan.percentiles)
-        measured += Measured(summarize_episodes(rows, dataset, step, e.bootstrap, e.seed), notes=notes)
+        planned = summarize_episodes(rows, dataset, step, e.bootstrap, e.seed)
+        measured += Measured(planned, notes=notes, kept=[episode_values(rows, dataset, step)])
     write_results(demo.path("results.json"), measured)
+    record(demo.path("model", "evaluation.json"), measured, model)
     return measured
 
 

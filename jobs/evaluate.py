@@ -6,7 +6,7 @@ lawm evaluate --checkpoint runs/mine --deterministic runs/mine-deterministic
 import sys
 
 from jobs._cli import base_parser, describe, run_job, say
-from jobs._run import add_data_arguments, checkpoint_config, child_of, write_results
+from jobs._run import add_data_arguments, checkpoint_config, child_of, record, write_results
 from lawm import storage
 from lawm.config import Config, LawmError, parse_config
 
@@ -111,8 +111,9 @@ def main(argv: list[str] | None = None) -> int:
     with start(config.cluster, needs=needs(config)):
         measured = evaluate(config, company, args.which, args.dataset)
     write_results(out, measured)
+    table = record(out, measured, model)
     print_sections(results_sections(args.checkpoint, measured))
-    print(f"results: {out}")
+    print(f"results: {out}\ntable: {table}")
     return 0
 
 

@@ -8,7 +8,7 @@ Each finished episode is a row in RUN/plan/episodes.jsonl (or --out); a rerun do
 import sys
 
 from jobs._cli import base_parser, describe, run_job
-from jobs._run import add_data_arguments, checkpoint_config, counted, write_results
+from jobs._run import add_data_arguments, checkpoint_config, counted, record, write_results
 from lawm import storage
 from lawm.config import LawmError, override
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     from lawm.cluster.plan import dataset_name, label_ranges, labelled_clips, needs, plan_episodes
     from lawm.cluster.session import start
     from lawm.evaluation import Measured
-    from lawm.planning import remarks, summarize_episodes
+    from lawm.planning import episode_values, remarks, summarize_episodes
     from lawm.report import print_table, results_table
 
     if args.dry_run:
@@ -61,10 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     name = dataset_name(config, args.dataset, [model, controller])
     results = summarize_episodes(rows, name, step, e.bootstrap, e.seed)
     notes = remarks(rows, label_ranges(config), config.plan.percentiles)
-    write_results(storage.join(out, "results.json"), Measured(results, notes=notes))
+    where = storage.join(out, "results.json")
+    measured = Measured(results, notes=notes, kept=[episode_values(rows, name, step)])
+    write_results(where, measured)
+    table = record(where, measured, model)
     print_table(results_table(f"planning with {args.checkpoint}", results))
     print("\n".join(notes))
-    print(f"episodes: {storage.join(out, 'episodes.jsonl')}")
+    print(f"episodes: {storage.join(out, 'episodes.jsonl')}\ntable: {table}")
     return 0
 
 

@@ -22,6 +22,7 @@ from lawm.evaluation import (
     SUITE,
     Clips,
     Evaluation,
+    Kept,
     Measured,
     Missing,
     Omission,
@@ -106,10 +107,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Found:
-    """Values of a unit by evaluation, and the clips that were refused."""
+    """Values of a unit by evaluation, the clips that were refused, and those that were not (`key@seconds`)."""
 
     values: dict[str, PerClip | Missing]
     refused: list[str] = field(default_factory=list)
+    clips: tuple[str, ...] = ()
 
 
 class Evaluator:
@@ -173,7 +175,8 @@ class Evaluator:
         with autocast(self.device, self.config.train.precision):
             clips, refused = self.clips(unit)
             values = {} if clips is None else {name: self.one(SUITE[name], unit, clips, fitted) for name in unit.which}
-        return Found(values, refused)
+        names = () if clips is None else tuple(f"{one.key}@{one.start_s:.6g}" for one in clips.batch.clips)
+        return Found(values, refused, names)
 
     def one(self, evaluation: Evaluation[Any], unit: Unit, clips: Clips, fitted: dict[str, Any]) -> PerClip | Missing:
         """What one evaluation makes of the clips, or why it has nothing to measure."""
@@ -353,6 +356,7 @@ def evaluate(
     dataset = dataset or work.scene or None
     called = {id(videos): data_name(dataset, videos, company.all) for videos in work.videos.values()}
     parts: dict[str, list[PerClip]] = {one: [] for one in which}
+    clips: dict[str, list[str]] = {one: [] for one in which}
     missing = dict(work.missing)
     refused: list[str] = []
     count = max(1, min(config.cluster.evaluate_actors, len(work.units)))
@@ -368,6 +372,7 @@ def evaluate(
                 missing[one] = values
             else:
                 parts[one].append(values)
+                clips[one] += found[number].clips
     measured = Measured(notes=[*work.notes, *refusals(refused), *refusals(unread, "clips to fit on")])
     for one in which:
         name = called[id(work.videos[one])] if one in work.videos else dataset or ""
@@ -377,6 +382,8 @@ def evaluate(
             measured.omitted.append(Omission(one, "no two of its clips could be read", name))
         else:
             measured += said_of(SUITE[one], parts[one], name, step, work.names, e.bootstrap, e.seed)
+            values = type(parts[one][0]).join(parts[one])
+            measured.kept.append(Kept(one, name, step, tuple(clips[one]), values, work.names))
     return measured
 
 
@@ -418,7 +425,8 @@ def said_of(
     """The figures of one evaluation, from the values of all units."""
     values = type(parts[0]).join(parts)
     figures = (*evaluation.figures, *evaluation.more(values, names))
-    return summarize(figures, values, dataset, step, resamples, seed, evaluation.note(values, names))
+    said = evaluation.note(values, names)
+    return summarize(figures, values, dataset, step, resamples, seed, said, evaluation.name)
 
 
 def refusals(messages: Sequence[str], what: str = "clips") -> list[str]:

@@ -34,7 +34,8 @@ from lawm.cluster.search_space import METRICS, Choice, Row, Space, with_paramete
 from lawm.cluster.session import Need, causes, check_resources, explain, on_this_node, say, verbose, watching
 from lawm.config import Config, LawmError, leaf_fields, parse_config
 from lawm.data import ClipReader, open_reader
-from lawm.planning import displaced, preset, summarize_episodes
+from lawm.evaluation import Measured, record_results
+from lawm.planning import displaced, episode_values, preset, summarize_episodes
 from lawm.report import (
     Details,
     Estimate,
@@ -319,15 +320,17 @@ def measure(job: Job, trial: str, config: Config, folder: str, row: Row) -> None
         row["controller"] = controller
     note("evaluate")
     company = evaluation.Company(model, controller=controller)
-    results = evaluation.evaluate(config, company, space.which, job.dataset).results
-    row["results"] = {r.name: vars(r) for r in results}
+    measured = evaluation.evaluate(config, company, space.which, job.dataset)
+    row["results"] = {r.name: vars(r) for r in measured.results}
     if controller is not None and space.needs_planning:
         note("plan")
         rows = planning.plan_episodes(config, model, controller, join(folder, "plan"))
         e, step = config.evaluate, int(read_about(model)["step"])
         name = planning.dataset_name(config, job.dataset, [model, controller])
-        results = summarize_episodes(rows, name, step, e.bootstrap, e.seed)
-        row["results"] |= {r.name: vars(r) for r in results}
+        planned = summarize_episodes(rows, name, step, e.bootstrap, e.seed)
+        measured += Measured(planned, kept=[episode_values(rows, name, step)])
+        row["results"] |= {r.name: vars(r) for r in planned}
+    record_results(join(folder, "model"), measured, join(folder, "model"), config)
 
 
 def _missing(space: Space, results: dict[str, Any]) -> str:

@@ -1,3 +1,5 @@
+from lawm.evaluation.comparison import Difference as Difference
+from lawm.evaluation.comparison import compare as compare
 from lawm.evaluation.control import rollout_actions as rollout_actions
 from lawm.evaluation.intervals import Interval as Interval
 from lawm.evaluation.intervals import interval as interval
@@ -11,6 +13,7 @@ from lawm.evaluation.probes import collect as collect
 from lawm.evaluation.probes import r_squared as r_squared
 from lawm.evaluation.probes import ridge as ridge
 from lawm.evaluation.results import Figure as Figure
+from lawm.evaluation.results import Kept as Kept
 from lawm.evaluation.results import Measured as Measured
 from lawm.evaluation.results import Missing as Missing
 from lawm.evaluation.results import Omission as Omission
@@ -27,5 +30,17 @@ from lawm.evaluation.subject import Subject as Subject
 from lawm.evaluation.subject import given as given
 from lawm.evaluation.subject import per_clip_error as per_clip_error
 from lawm.evaluation.suite import SUITE as SUITE
+from lawm.evaluation.table import COLUMNS as COLUMNS
+from lawm.evaluation.table import ResultRow as ResultRow
+from lawm.evaluation.table import config_hash as config_hash
+from lawm.evaluation.table import kept_values as kept_values
+from lawm.evaluation.table import matching_rows as matching_rows
+from lawm.evaluation.table import newest_rows as newest_rows
+from lawm.evaluation.table import record_results as record_results
+from lawm.evaluation.table import strength_of as strength_of
+from lawm.evaluation.table import tables_below as tables_below
+from lawm.evaluation.table import write_table as write_table
+from lawm.evaluation.values_file import Said as Said
+from lawm.evaluation.values_file import suite_says as suite_says
 from lawm.evaluation.verdict import Verdict as Verdict
 from lawm.evaluation.verdict import judge as judge

@@ -97,7 +97,7 @@ def interval(
     return Interval(value, value - half, value + half, clips, videos, note)
 
 
-def student(freedom: int) -> float:
+def student(freedom: float) -> float:
     """The 97.5 % quantile of Student's t with that many degrees of freedom."""
     from scipy.stats import t
 

@@ -42,6 +42,8 @@ class Result:
     one: str = ""
     checked_by: str = ""
     note: str = ""
+    evaluation: str = ""
+    """Which evaluation it is a figure of."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +131,35 @@ def ratio_figure(name: str, of: Callable[[T], tuple[Values, ...]], **more: Any) 
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The values that figures were made of: `clips` names each clip (or episode), in the order of the values; `names`
+    is what the evaluation's `more` is given beside them."""
+
+    evaluation: str
+    dataset: str
+    step: int
+    clips: tuple[str, ...]
+    values: PerClip
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.clips) != len(self.values):
+            raise ValueError(f"{self.evaluation}: {len(self.clips)} names of {len(self.values)} clips")
+
+
+@dataclass(frozen=True)
 class Measured:
-    """Results, what was not measured, and what else is to be said (clips refused or left out)."""
+    """Results, what was not measured, and what else is to be said (clips refused or left out). `kept`: the values of
+    single clips, which go into files of their own."""
 
     results: list[Result] = field(default_factory=list)
     omitted: list[Omission] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list, compare=False, repr=False)
 
     def __add__(self, other: "Measured") -> "Measured":
         notes = [*self.notes, *(note for note in other.notes if note not in self.notes)]
-        return Measured(self.results + other.results, self.omitted + other.omitted, notes)
+        return Measured(self.results + other.results, self.omitted + other.omitted, notes, self.kept + other.kept)
 
 
 def result_of(found: Interval, name: str, unit: str, dataset: str, step: int, **more: Any) -> Result:
@@ -149,7 +170,14 @@ def result_of(found: Interval, name: str, unit: str, dataset: str, step: int, **
 
 
 def summarize(
-    figures: Sequence[Figure[T]], values: T, dataset: str, step: int, resamples: int, seed: int, note: str = ""
+    figures: Sequence[Figure[T]],
+    values: T,
+    dataset: str,
+    step: int,
+    resamples: int,
+    seed: int,
+    note: str = "",
+    evaluation: str = "",
 ) -> Measured:
     """Every figure as a result, or as an omission with the reason of what it lacks."""
     measured = Measured()
@@ -167,7 +195,7 @@ def summarize(
             measured.omitted.append(Omission(figure.name, reason, dataset))
             continue
         said: dict[str, Any] = {"control": figure.control, "better": figure.better, "one": figure.one}
-        said |= {"checked_by": figure.checked_by, "note": note}
+        said |= {"checked_by": figure.checked_by, "note": note, "evaluation": evaluation}
         measured.results.append(result_of(made, figure.name, figure.unit, dataset, step, seed=seed, **said))
     return measured
 
@@ -178,7 +206,8 @@ FORMAT = 2
 
 def to_json(measured: Measured) -> dict[str, Any]:
     """Plain data of a results file."""
-    return {"format": FORMAT} | dataclasses.asdict(measured)
+    results, omitted = map(dataclasses.asdict, measured.results), map(dataclasses.asdict, measured.omitted)
+    return {"format": FORMAT, "results": list(results), "omitted": list(omitted), "notes": list(measured.notes)}
 
 
 def from_json(data: Any, where: str) -> Measured:

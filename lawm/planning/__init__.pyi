@@ -16,6 +16,8 @@ from lawm.planning.problem import rollout_cost as rollout_cost
 from lawm.planning.problem import shown_by as shown_by
 from lawm.planning.protocols import check_units as check_units
 from lawm.planning.protocols import preset as preset
+from lawm.planning.results import PLANNING_SAYS as PLANNING_SAYS
+from lawm.planning.results import episode_values as episode_values
 from lawm.planning.results import remarks as remarks
 from lawm.planning.results import summarize_episodes as summarize_episodes
 from lawm.planning.solvers import Plan as Plan

@@ -1,11 +1,22 @@
 """From the rows of planned episodes to figures with intervals, and what has to be said beside them."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from lawm.evaluation import Interval, Result, interval, mean, ratio, result_of
+from lawm.evaluation import (
+    Figure,
+    Interval,
+    Kept,
+    PerClip,
+    Result,
+    Said,
+    interval,
+    ratio,
+    result_of,
+)
 
 Row = dict[str, Any]
 """An episode as it is kept (lawm/cluster/plan.py, Planner.episode)."""
@@ -19,6 +30,81 @@ _HOW = {
 }
 
 
+@dataclass(frozen=True)
+class Planned(PerClip):
+    """Episodes: errors of the plan and of each baseline by kind of dimension, [B, K] each; predicted costs of the plan
+    and of the true actions, whether the plan leaves the labels' range, seconds of planning, [B] each."""
+
+    planned: np.ndarray
+    random: np.ndarray
+    no_action: np.ndarray
+    mean_action: np.ndarray
+    best_cost: np.ndarray
+    true_cost: np.ndarray
+    outside: np.ndarray
+    seconds: np.ndarray
+
+
+EVALUATION = "planning"
+
+
+def episode_values(rows: list[Row], dataset: str, step: int) -> Kept:
+    """The values of single episodes; its names are how displacement was had, and `kind unit` of each kind."""
+    units: dict[str, str] = rows[0]["units"]
+
+    def errors(which: str) -> np.ndarray:
+        return np.stack([_column(rows, "errors", which, kind) for kind in units], axis=1)
+
+    values = Planned(
+        np.array([str(row["group"]) for row in rows], dtype=object),
+        planned=errors("planned"),
+        **{b: errors(b) for b in BASELINES},
+        best_cost=_column(rows, "costs", "best"),
+        true_cost=_column(rows, "costs", "true"),
+        outside=np.array([bool(row["outside"]) for row in rows], dtype=np.float64),
+        seconds=_column(rows, "seconds"),
+    )
+    clips = tuple(f"{row['key']}@{row.get('start_s', row['episode']):.6g}" for row in rows)
+    names = (str(rows[0]["measured"]), *(f"{kind} {unit}" for kind, unit in units.items()))
+    return Kept(EVALUATION, dataset, step, clips, values, names)
+
+
+def episode_figures(values: Planned, names: Sequence[str]) -> tuple[Figure[Planned], ...]:
+    """Errors by kind of dimension, ratios to the baselines, and costs."""
+    prefix = "planning_command" if names[0] == "commands" else "planning"
+    figures: list[Figure[Planned]] = []
+
+    def add(name: str, *of: tuple[str, int | None], unit: str, control: str = "", **more: Any) -> None:
+        def columns(v: Planned) -> tuple[np.ndarray, ...]:
+            return tuple(getattr(v, field) if i is None else getattr(v, field)[:, i] for field, i in of)
+
+        more |= {"statistic": ratio} if len(of) > 1 else {}
+        figures.append(Figure(name, columns, unit=unit, control=control, **more, **_reading(name, control)))
+
+    for i, (kind, _, unit) in enumerate(name.partition(" ") for name in names[1:]):
+        of_kind = "" if kind == "translation" else f"_{kind}"
+        add(f"{prefix}{of_kind}_error", ("planned", i), unit=unit)
+        if i == 0:
+            add(f"{prefix}{of_kind}_error_median", ("planned", i), unit=unit, statistic=_median)
+            for b in BASELINES:
+                add(f"{prefix}{of_kind}_vs_{b}", ("planned", i), (b, i), unit="ratio")
+        for b in BASELINES:
+            add(f"{b}{of_kind}_error", (b, i), unit=unit, control=BASELINES[b])
+    add("planned_cost_vs_true_actions", ("best_cost", None), ("true_cost", None), unit="ratio")
+    add("plans_outside_labels", ("outside", None), unit=SHARE)
+    add("seconds_per_plan", ("seconds", None), unit="s")
+    return tuple(figures)
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values))
+
+
+SHARE = "share of plans"
+PLANNING_SAYS = {EVALUATION: Said(Planned, episode_figures)}
+"""What the values of planned episodes are, beside those of the suite (`lawm.evaluation.suite_says`)."""
+
+
 def summarize_episodes(rows: list[Row], dataset: str, step: int, resamples: int, seed: int) -> list[Result]:
     """Errors by kind of dimension, ratios to the baselines, and costs, with paired intervals over the
     episodes' videos.
@@ -26,32 +112,14 @@ def summarize_episodes(rows: list[Row], dataset: str, step: int, resamples: int,
     `planning_error` is delta_xyz: translations alone, in their SI unit; rotation, gripper and the rest have figures of
     their own (`planning_rotation_error`, ...). Where displacement cannot be had, the errors are of commands, and are
     called so (`planning_command_error`). Ratios are of translations, or of the first kind that there is."""
-    units: dict[str, str] = rows[0]["units"]
-    prefix = "planning_command" if rows[0]["measured"] == "commands" else "planning"
-    figures: list[tuple[str, Any, list[np.ndarray], str, str]] = []
-    for i, (kind, unit) in enumerate(units.items()):
-        of_kind = "" if kind == "translation" else f"_{kind}"
-        name, planned = f"{prefix}{of_kind}", _column(rows, "errors", "planned", kind)
-        controls = {b: _column(rows, "errors", b, kind) for b in BASELINES}
-        figures.append((f"{name}_error", mean, [planned], unit, ""))
-        if i == 0:
-            figures.append((f"{name}_error_median", lambda x: float(np.median(x)), [planned], unit, ""))
-            figures += [(f"{name}_vs_{b}", ratio, [planned, errors], "ratio", "") for b, errors in controls.items()]
-        figures += [(f"{b}{of_kind}_error", mean, [errors], unit, BASELINES[b]) for b, errors in controls.items()]
-    outside = np.array([bool(row["outside"]) for row in rows], dtype=np.float64)
-    costs = [_column(rows, "costs", name) for name in ("best", "true")]
-    figures += [
-        ("planned_cost_vs_true_actions", ratio, costs, "ratio", ""),
-        ("plans_outside_labels", mean, [outside], "share of plans", ""),
-        ("seconds_per_plan", mean, [_column(rows, "seconds")], "s", ""),
-    ]
-    groups = [str(row["group"]) for row in rows]
+    kept = episode_values(rows, dataset, step)
     results = []
-    for name, statistic, arrays, what, control in figures:
-        found = interval(statistic, arrays, groups, resamples, seed, positive=True)
-        found = share_of(found) if what == "share of plans" else found
-        said: dict[str, Any] = {"control": control, "seed": seed, **_reading(name, control)}
-        results.append(result_of(found, name, what, dataset, step, **said))
+    for figure in episode_figures(kept.values, kept.names):  # type: ignore[arg-type]
+        arrays: Any = figure.of(kept.values)  # type: ignore[arg-type]
+        found = interval(figure.statistic, arrays, list(kept.values.groups), resamples, seed, positive=True)
+        found = share_of(found) if figure.unit == SHARE else found
+        said: dict[str, Any] = {"control": figure.control, "better": figure.better, "one": figure.one, "seed": seed}
+        results.append(result_of(found, figure.name, figure.unit, dataset, step, evaluation=EVALUATION, **said))
     return results
 
 
@@ -67,7 +135,7 @@ def share_of(found: Interval) -> Interval:
     return replace(found, low=low, high=high)
 
 
-def _reading(name: str, control: str) -> dict[str, str]:
+def _reading(name: str, control: str) -> dict[str, Any]:
     """Which way of a figure is better, and what its landmark means."""
     baseline = next((words for b, words in BASELINES.items() if name.endswith(f"_vs_{b}")), "")
     if baseline:

@@ -1,9 +1,15 @@
+from lawm.report.exports import to_csv as to_csv
+from lawm.report.exports import to_latex as to_latex
+from lawm.report.exports import to_markdown as to_markdown
 from lawm.report.facts import command_line as command_line
 from lawm.report.facts import machine as machine
 from lawm.report.page import write_report as write_report
 from lawm.report.pictures import grid_png as grid_png
 from lawm.report.plots import pareto_plot as pareto_plot
 from lawm.report.plots import pareto_set as pareto_set
+from lawm.report.runs import differences_table as differences_table
+from lawm.report.runs import run_labels as run_labels
+from lawm.report.runs import runs_table as runs_table
 from lawm.report.sections import Cell as Cell
 from lawm.report.sections import Curves as Curves
 from lawm.report.sections import Details as Details

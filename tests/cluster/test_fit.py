@@ -20,6 +20,8 @@ from lawm.cluster.fit import fit
 from lawm.cluster.session import Session
 from lawm.config import Config, LawmError, override
 from lawm.data import Cursor, StateCache, read_index, read_labels
+from lawm.evaluation import kept_values, suite_says, tables_below
+from lawm.planning import PLANNING_SAYS
 from lawm.simulation import outcomes
 from lawm.training import fit_local, load_checkpoint
 from lawm.training.checkpoint import checkpoint_folders
@@ -164,6 +166,7 @@ def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
         missed = np.abs(led - video.states[first + 2, :2]).sum()
         assert row["errors"]["planned"]["translation"] == pytest.approx(missed, rel=1e-4)
         assert {*row["errors"]} == {"planned", "random", "no_action", "mean_action"} and row["outside"] == []
+    values_give_the_figures_again(tmp_path, found, Path(at["plan"]))
     # A rerun does only what is missing, and that comes out the same.
     torn = '{"episode": 3, "key": "a.m'  # killed while it wrote
     Path(at["plan"], "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]) + torn)
@@ -175,6 +178,23 @@ def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     assert plan.main([*child, "--out", at["plan"], "--set", "plan.seed=1"]) == 2
     assert "holds episodes of another model or plan" in capsys.readouterr().err
+
+
+def values_give_the_figures_again(folder: Path, found: dict[str, Any], plan: Path) -> None:
+    """The tables (beside results that lie outside of the run's folder) have every result, and the values of single
+    clips are what it is of."""
+    found = found | {row["name"]: row for row in json.loads((plan / "results.json").read_text())["results"]}
+    says, seen = suite_says() | PLANNING_SAYS, set()
+    for where, rows in tables_below([str(folder)]):
+        for one in {row.evaluation: row for row in rows}.values():
+            kept = kept_values(where, one, says)
+            figures = {f.name: f for f in says[one.evaluation].figures(kept.values, kept.names)}
+            for row in (row for row in rows if row.evaluation == one.evaluation):
+                arrays: Any = figures[row.figure].of(kept.values)
+                assert row.value == found[row.figure]["value"]
+                assert figures[row.figure].statistic(*arrays) == pytest.approx(row.value, nan_ok=True)
+                seen.add(row.figure)
+    assert seen == {*found}
 
 
 def test_an_interrupt_is_said_and_the_same_command_goes_on(small_set: SmallSet, tmp_path: Path) -> None:
