@@ -1,7 +1,7 @@
 """Evaluations of a checkpoint, spread over Ray actors. Each actor reads its own clips.
 
 A unit of work is a set of plan positions, put together so that each clip finds partners from other videos in it
-whatever the number of actors. What evaluations fit (probes, the code that copies) is fitted first, on clips of the
+whatever the number of actors. What evaluations fit (the code that copies) is fitted first, on clips of the
 videos of the other side of the split.
 """
 
@@ -381,8 +381,11 @@ def evaluate(
         elif not parts[one]:
             measured.omitted.append(Omission(one, "no two of its clips could be read", name))
         else:
-            measured += said_of(SUITE[one], parts[one], name, step, work.names, e.bootstrap, e.seed)
-            values = type(parts[one][0]).join(parts[one])
+            values = together(SUITE[one], parts[one], e.seed)
+            if isinstance(values, Missing):
+                measured.omitted.append(Omission(one, values.reason, name))
+                continue
+            measured += said_of(SUITE[one], values, name, step, work.names, e.bootstrap, e.seed)
             measured.kept.append(Kept(one, name, step, tuple(clips[one]), values, work.names))
     return measured
 
@@ -413,17 +416,27 @@ def fit_all(actors: Actors, work: Work, seed: int) -> tuple[dict[str, Any], list
     return fitted, list(dict.fromkeys(said))  # a clip that two evaluations would fit on is one clip
 
 
+def together(evaluation: Evaluation[Any], parts: Sequence[PerClip], seed: int) -> PerClip | Missing:
+    """The values of all units, pooled where the evaluation pools them; or why that cannot be."""
+    values = type(parts[0]).join(parts)
+    if evaluation.pool is None:
+        return values
+    try:
+        return evaluation.pool(values, seed)
+    except LawmError as error:
+        return Missing(str(error))
+
+
 def said_of(
     evaluation: Evaluation[Any],
-    parts: Sequence[PerClip],
+    values: PerClip,
     dataset: str,
     step: int,
     names: Sequence[str],
     resamples: int,
     seed: int,
 ) -> Measured:
-    """The figures of one evaluation, from the values of all units."""
-    values = type(parts[0]).join(parts)
+    """The figures of one evaluation, from its values of all clips."""
     figures = (*evaluation.figures, *evaluation.more(values, names))
     said = evaluation.note(values, names)
     return summarize(figures, values, dataset, step, resamples, seed, said, evaluation.name)

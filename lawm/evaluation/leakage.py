@@ -142,6 +142,16 @@ def cut_states(positions: str, states: int) -> list[int]:
     return list(range(1, states)) if positions == "all" else [states // 2]
 
 
+def stitch(model: LatentActionObjective, clips: Clips, partner: Tensor) -> tuple[Tensor, int]:
+    """Raw states of each clip A cut over to its partner B in the middle, and the cut c (a state): for pictures."""
+    tubelet, frames, raw = model.frames_per_state, clips.batch.frames_BFCHW, clips.batch.states_BTND
+    assert raw is not None
+    cut = raw.shape[1] // 2
+    if frames is None or not model.encoder.looks_back:
+        return torch.cat([raw[:, :cut], raw[partner, cut:]], dim=1), cut
+    return model.encode(torch.cat([frames[:, : cut * tubelet], frames[partner, cut * tubelet :]], dim=1)), cut
+
+
 def taken(batch: ClipBatch, which: Tensor) -> ClipBatch:
     """Those clips of a batch; a clip may be taken several times."""
 

@@ -1,6 +1,9 @@
 """Probes: is the latent a function of the true action, a linear one or any? R^2 on labelled clips.
 
-Fitted on clips of other videos than those that are scored; the control's actions are those of another video. Action
+Cross-validated over the measured videos: each fold's clips are scored by probes that were fitted on the other folds'
+videos. So no action that a probe is scored on, and none of its video, was fitted on; latents of fitted and of scored
+clips are alike (those of the videos that the model itself was trained on need not be, and a probe fitted there would
+be scored on others); and no second side of a split is needed. The control's actions are those of another video. Action
 dimensions that do not vary are left out, and named. Protocol: spec section 6.6.
 """
 
@@ -11,13 +14,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from lawm.config import LawmError
+from lawm.evaluation.partners import derange
 from lawm.evaluation.results import Figure, Missing, PerClip, Values
-from lawm.evaluation.subject import SHUFFLES, Clips, Evaluation, Fit, Subject, no_latents, to_numpy
+from lawm.evaluation.subject import Clips, Evaluation, Subject, no_latents, to_numpy
 from lawm.model import MLP
 
+OUTER_FOLDS = 5
+"""Parts of the videos; the clips of each are scored by what is fitted on the others."""
 FOLDS = 4
-"""Networks of the MLP probe: each is stopped on a part of the fitting videos of its own, and their mean predicts."""
+"""Networks of an MLP probe: each is stopped on a part of the fitting videos of its own, and their mean predicts."""
 
+ONE = (
+    "probes are cross-validated over videos, and all clips are of one; measure on more (three at least, better dozens)"
+)
 LR = 5e-3
 PATIENCE = 50
 """Steps without a better network until it is stopped."""
@@ -77,6 +87,13 @@ def r_squared(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 # ---------------------------------------------------------------- fitting
+def folds_of(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold of each clip, int64 [B]: its video's; as many folds as asked for, or as there are videos."""
+    videos, which = np.unique(groups.astype(str), return_inverse=True)
+    place = np.random.default_rng(seed).permutation(len(videos))
+    return place[which] % min(folds, len(videos))
+
+
 def ridge(fit: Probed, strength: float = 1e-2) -> Callable[[np.ndarray], np.ndarray]:
     """A linear map with an intercept; the penalty is relative to the latents' variance."""
     z, a = fit.z.reshape(-1, fit.z.shape[-1]), fit.actions.reshape(-1, fit.actions.shape[-1])
@@ -120,22 +137,23 @@ class Networks:
 def mlp_probe(fit: Probed, seed: int, steps: int = 250) -> Networks | Missing:
     """MLPs of two hidden layers of 128, each kept as it was when the fitting videos that it does not see were predicted
     best: latents are many and clips few, and a fixed number of steps learns the clips by heart."""
-    videos = np.unique(fit.groups.astype(str))
-    if len(videos) < 2:
-        return Missing("the MLP probe is stopped on fitting videos that it does not see, and there is one alone")
+    if len(np.unique(fit.groups.astype(str))) < 2:
+        return Missing(
+            "the MLP probe is stopped on fitting videos that it does not see, and there is one alone; measure more "
+            "videos"
+        )
     z, a = fit.z.reshape(-1, fit.z.shape[-1]), fit.actions.reshape(-1, fit.actions.shape[-1])
     scales = [(x.mean(0), x.std(0) + 1e-8) for x in (z, a)]
     x, y = (torch.from_numpy((v - m) / s).float() for v, (m, s) in zip((z, a), scales, strict=True))
-    fold_of = dict(zip(np.random.default_rng(seed).permutation(videos), np.arange(len(videos)) % FOLDS, strict=True))
-    folds = np.repeat([fold_of[g] for g in fit.groups.astype(str)], fit.z.shape[1])
+    folds = np.repeat(folds_of(fit.groups, FOLDS, seed), fit.z.shape[1])
     nets = []
-    for fold in range(min(FOLDS, len(videos))):
+    for fold in range(folds.max() + 1):
         held = torch.from_numpy(folds == fold)
-        nets.append(_stopped(x[~held], y[~held], x[held], y[held], seed * FOLDS + fold, steps))
+        nets.append(stopped(x[~held], y[~held], x[held], y[held], seed * FOLDS + fold, steps))
     return Networks(tuple(nets), *scales)
 
 
-def _stopped(
+def stopped(
     x: torch.Tensor, y: torch.Tensor, x_held: torch.Tensor, y_held: torch.Tensor, seed: int, steps: int
 ) -> torch.nn.Module:
     """A network as it was at its best on the held-out part; at the start it predicts the mean."""
@@ -164,32 +182,41 @@ def _stopped(
     return net.eval().requires_grad_(False)
 
 
-def fit_probes(collected: Sequence[Probed], seed: int) -> Fitted:
+def fit_probes(fit: Probed, seed: int) -> Fitted:
     """Both probes, of clips of other videos than they will be scored on."""
-    fit = Probed.join(collected)
     return Fitted(ridge(fit), mlp_probe(fit, seed), varying(fit.actions))
 
 
 # ---------------------------------------------------------------- measuring
 @torch.no_grad()
-def collect(subject: Subject, clips: Clips) -> Probed:
+def collect(subject: Subject, clips: Clips, fitted: None = None) -> Probed:
     """Latents and true actions of a unit of labelled clips."""
     assert clips.z is not None
     return Probed(clips.groups, to_numpy(clips.z), to_numpy(clips.actions))
 
 
-@torch.no_grad()
-def measure(subject: Subject, clips: Clips, fitted: Fitted) -> Probes:
-    """What the probes make of the latents of a unit."""
-    found, partner = collect(subject, clips), clips.partners()
-    return Probes(
-        clips.groups,
-        truth=found.actions,
-        shuffled=SHUFFLES if partner is None else found.actions[partner.cpu().numpy()],
-        linear=fitted.linear(found.z),
-        mlp=fitted.mlp if isinstance(fitted.mlp, Missing) else fitted.mlp(found.z),
-        varies=np.tile(fitted.varies, (len(clips), 1)),
-    )
+def cross_validated(found: Probed, seed: int) -> Probes:
+    """What probes make of the latents of each fold, fitted on the clips of the others; as many entries as clips. Raises
+    LawmError where all are of one video."""
+    folds, partner = folds_of(found.groups, OUTER_FOLDS, seed), derange(list(found.groups), seed)
+    if partner is None:
+        raise LawmError(ONE)
+    parts, places = [], []
+    for fold in range(folds.max() + 1):
+        held = np.flatnonzero(folds == fold)
+        fitted, scored = fit_probes(found.at(folds != fold), seed), found.at(held)
+        parts.append(
+            Probes(
+                scored.groups,
+                truth=scored.actions,
+                shuffled=found.actions[partner[held]],
+                linear=fitted.linear(scored.z),
+                mlp=fitted.mlp if isinstance(fitted.mlp, Missing) else fitted.mlp(scored.z),
+                varies=np.tile(fitted.varies, (len(held), 1)),
+            )
+        )
+        places.append(held)
+    return Probes.join(parts).at(np.argsort(np.concatenate(places)))
 
 
 def _pair(probe: str, truth: str = "truth", dimension: int | None = None) -> Callable[[Probes], tuple[Values, ...]]:
@@ -198,7 +225,7 @@ def _pair(probe: str, truth: str = "truth", dimension: int | None = None) -> Cal
     def of(values: Probes) -> tuple[Values, ...]:
         kept = values.kept if dimension is None else np.array([dimension])
         if not len(kept):
-            return (Missing("no dimension of the actions varies over these clips"),)
+            return (Missing("no dimension of the actions varies over these clips: there is nothing to tell from them"),)
         pair: tuple[Values, ...] = getattr(values, probe), getattr(values, truth)
         return tuple(x if isinstance(x, Missing) else x[..., kept] for x in pair)
 
@@ -244,11 +271,11 @@ def left_out(values: Probes, names: Sequence[str]) -> str:
 
 EVALUATION = Evaluation(
     "probes",
-    measure,
+    collect,
     FIGURES,
     labelled=True,
     lacks=no_latents,
-    fit=Fit(collect, fit_probes),
+    pool=cross_validated,
     more=per_dimension,
     note=left_out,
 )

@@ -101,6 +101,11 @@ class PerClip:
                 joined[one.name] = np.concatenate(found)
         return cls(**joined)
 
+    def at(self, which: np.ndarray) -> Self:
+        """The values of some clips, in that order; `which`: indices, or whether, [B]."""
+        fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        return type(self)(**{k: v if isinstance(v, Missing) else v[which] for k, v in fields.items()})
+
 
 T = TypeVar("T", bound=PerClip)
 

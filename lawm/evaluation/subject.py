@@ -186,18 +186,22 @@ class Fit:
 
 @dataclass(frozen=True)
 class Evaluation(Generic[T]):
-    """One evaluation: `measure(subject, clips, fitted)` gives the values of a unit of clips, `figures` what they say.
+    """One evaluation: `measure(subject, clips, fitted)` gives the values of a unit of clips, `figures` what all of them
+    say.
 
+    `pool(values, seed)`: what is made of the values of all units together before there are figures (fits that are
+    cross-validated over videos); raises LawmError where nothing can be.
     `labelled`: its clips need true actions. `lacks(subject)`: why this subject has nothing to measure, or "".
     `more(values, names)`: further figures, which depend on the data (`names` of the actions' dimensions);
     `note(values, names)`: what is to be said of all of them.
     """
 
     name: str
-    measure: Callable[[Subject, Clips, Any], T]
+    measure: Callable[[Subject, Clips, Any], PerClip]
     figures: tuple[Figure[T], ...]
     labelled: bool = False
     lacks: Callable[[Subject], str] = lambda subject: ""
     fit: Fit | None = None
+    pool: Callable[[Any, int], T] | None = None
     more: Callable[[T, Sequence[str]], tuple[Figure[T], ...]] = lambda values, names: ()
     note: Callable[[T, Sequence[str]], str] = lambda values, names: ""

@@ -34,8 +34,8 @@ class Said:
 
 
 def said_by(evaluation: "Evaluation[Any]") -> Said:
-    """What an evaluation of the suite says; the type of its values is what its `measure` returns."""
-    values = get_type_hints(evaluation.measure)["return"]
+    """What an evaluation of the suite says; the type of its values is what its `measure`, or `pool`, returns."""
+    values = get_type_hints(evaluation.pool or evaluation.measure)["return"]
     return Said(values, lambda found, names: (*evaluation.figures, *evaluation.more(found, names)))
 
 

@@ -192,6 +192,6 @@ def test_units_of_labelled_and_other_clips_are_one_where_the_clips_are_the_same(
     runs: Path, small_set: SmallSet
 ) -> None:
     config = override(tiny_with(data__index=small_set.index), "data.labels", small_set.labels)
-    work = plan_work(config, Company(str(runs / "model")), ("capacity", "control", "probes"))
-    assert {unit.which for unit in work.units} == {("capacity", "control", "probes")}
-    assert {(unit.split, unit.which) for unit in work.fits} == {("train", ("probes",))}
+    work = plan_work(config, Company(str(runs / "model")), ("capacity", "leakage", "control", "probes"))
+    assert {unit.which for unit in work.units} == {("capacity", "leakage", "control", "probes")}
+    assert {(unit.split, unit.which) for unit in work.fits} == {("train", ("leakage",))}

@@ -5,9 +5,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lawm.config import LawmError
 from lawm.evaluation import Missing, Probed, r_squared, summarize
 from lawm.evaluation.probes import FIGURES as FIGURES
-from lawm.evaluation.probes import Probes, fit_probes, left_out, mlp_probe, per_dimension, varying
+from lawm.evaluation.probes import (
+    OUTER_FOLDS,
+    Probes,
+    cross_validated,
+    fit_probes,
+    folds_of,
+    left_out,
+    mlp_probe,
+    per_dimension,
+    varying,
+)
 
 
 def probed(kind: str, videos: int, seed: int, width: int = 4, noise: float = 0.1) -> Probed:
@@ -26,7 +37,7 @@ def probed(kind: str, videos: int, seed: int, width: int = 4, noise: float = 0.1
 
 
 def scored(fit: Probed, held_out: Probed) -> dict[str, Any]:
-    fitted = fit_probes([fit], 0)
+    fitted = fit_probes(fit, 0)
     partner = np.roll(np.arange(len(held_out)), 4)
     assert not isinstance(fitted.mlp, Missing)
     values = Probes(
@@ -83,6 +94,54 @@ def test_dimensions_that_do_not_vary_are_left_out_and_named(off: float) -> None:
     assert np.isnan(r_squared(constant + off, constant))
     rounded = np.float32(0.1) + np.float32(1e-9) * rng.normal(size=(16, 3, 1))
     assert not varying(rounded).any()
+
+
+def test_folds_are_of_whole_videos_and_as_many_as_there_are() -> None:
+    groups = np.repeat([f"v{i}" for i in range(12)], 3)
+    folds = folds_of(groups, 5, 0)
+    assert all(len(set(folds[groups == video])) == 1 for video in groups)
+    assert sorted(set(folds)) == [0, 1, 2, 3, 4] and max(np.bincount(folds)) <= 9
+    assert sorted(set(folds_of(groups[:9], 5, 0))) == [0, 1, 2]
+    assert (folds != folds_of(groups, 5, 1)).any()
+
+
+def test_every_clip_is_scored_by_probes_that_saw_nothing_of_its_video() -> None:
+    """Clip for clip what a probe fitted by hand on the other folds says; in the clips' own order."""
+    found = probed("linear", 11, 0)
+    values = cross_validated(found, 3)
+    assert isinstance(values.mlp, np.ndarray)
+    np.testing.assert_array_equal(values.truth, found.actions)
+    np.testing.assert_array_equal(values.groups, found.groups)
+    folds = folds_of(found.groups, OUTER_FOLDS, 3)
+    for fold in range(OUTER_FOLDS):
+        fitted = fit_probes(found.at(folds != fold), 3)
+        assert not set(found.groups[folds != fold]) & set(found.groups[folds == fold])
+        np.testing.assert_allclose(values.linear[folds == fold], fitted.linear(found.z[folds == fold]))
+        assert not isinstance(fitted.mlp, Missing)
+        np.testing.assert_allclose(values.mlp[folds == fold], fitted.mlp(found.z[folds == fold]))
+
+
+def test_latents_that_name_the_video_tell_nothing_of_actions() -> None:
+    """Every video has an action of its own and latents of its own: a probe that had seen the video would tell its
+    action exactly."""
+    rng = np.random.default_rng(0)
+    videos, each = 20, 6
+    names, actions = rng.normal(size=(videos, 1, 1, 24)), rng.normal(size=(videos, 1, 1, 2))
+    z = np.broadcast_to(names, (videos, each, 3, 24)).reshape(-1, 3, 24)
+    z = z + 0.01 * rng.normal(size=z.shape)
+    a = np.broadcast_to(actions, (videos, each, 3, 2)).reshape(-1, 3, 2)
+    found = Probed(np.repeat([f"v{i}" for i in range(videos)], each).astype(object), z, a)
+    assert r_squared(fit_probes(found, 0).linear(z), a) > 0.9  # what a fit on the same clips would have said
+    values = cross_validated(found, 0)
+    assert isinstance(values.mlp, np.ndarray)
+    assert r_squared(values.linear, a) < 0.05 and r_squared(values.mlp, a) < 0.05
+
+
+def test_one_video_is_too_few_and_two_have_no_mlp() -> None:
+    with pytest.raises(LawmError, match="all clips are of one; measure on more"):
+        cross_validated(probed("linear", 1, 0), 0)
+    two = cross_validated(probed("linear", 2, 0), 0)
+    assert isinstance(two.mlp, Missing) and "measure more videos" in two.mlp.reason
 
 
 def with_gripper(one: Probed) -> Probed:
