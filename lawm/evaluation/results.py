@@ -103,8 +103,9 @@ class PerClip:
 
     def at(self, which: np.ndarray) -> Self:
         """The values of some clips, in that order; `which`: indices, or whether, [B]."""
-        fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return type(self)(**{k: v if isinstance(v, Missing) else v[which] for k, v in fields.items()})
+        fields: dict[str, Any] = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        taken: dict[str, Any] = {k: v if isinstance(v, Missing) else v[which] for k, v in fields.items()}
+        return type(self)(**taken)
 
 
 T = TypeVar("T", bound=PerClip)
