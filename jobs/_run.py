@@ -322,6 +322,9 @@ def beside(args: argparse.Namespace, kind: str) -> None:
         args.out = f"{run_of(args.checkpoint)}-{kind}"
 
 
+ANEW = "A run that was made longer needs its decoder and controller anew: remove them, or give another --out"
+
+
 def child_of(model: str, kind: str) -> str | None:
     """The decoder or controller of a run, or of a checkpoint in it, where it lies beside the run under a usual name and
     belongs to that checkpoint."""

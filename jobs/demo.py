@@ -19,9 +19,11 @@ from typing import Any
 from rich.console import Console
 
 from jobs._cli import base_parser, describe, resolve_config, run_job
+from jobs._pictures import Company, Shown, open_shown, shown_sections
 from jobs._run import Fit, counted, record, train_on_ray, write_results
-from jobs.report import facts, loss_curves, picture_section, refused_section
+from jobs.report import facts, loss_curves, refused_section
 from lawm.config import Config, LawmError, override
+from lawm.data import Split
 from lawm.evaluation import Measured, Result
 from lawm.report import (
     Headline,
@@ -29,9 +31,10 @@ from lawm.report import (
     Pictures,
     Section,
     Text,
+    figures_sections,
     grid_png,
     print_headlines,
-    results_sections,
+    summary_sections,
     write_report,
 )
 
@@ -176,21 +179,28 @@ def report(demo: Demo, measured: Measured) -> str:
         "CEM plans real actions through it.\n\n"
         "Rows marked as controls say what a figure would be without the thing that it claims to measure."
     )
-    sections: list[Section] = [Text("What this is", intro), headlines(measured.results)]
-    sections += results_sections("Results", measured)
+    sections: list[Section] = summary_sections(measured.results, headlines(measured.results))
+    caption = (
+        "Every rollout starts from the first frame's state alone; the decoder is small and sets the ceiling shown."
+    )
+    usage: list[Section] = []
+    which: tuple[tuple[str, str | None, Split, str], ...] = (
+        (PUSHT, controller, "val", "PushT, held out"),
+        ("[!p]*", None, "all", "Natural videos (seen in training)"),
+    )
+    for keys, control, split, title in which:
+        config = demo.on(keys, **({} if control else {"labels": None}))
+        company = Company(model, demo.path("deterministic"), control, decoder)
+        shown = open_shown(config, company, split, 3 if control else 2)
+        found, episodes = shown_sections(shown, title, caption, more=bool(control))
+        sections += found
+        usage += shown.usage() if control and isinstance(shown, Shown) else []
+        if episodes and control:
+            drawn = next(one for one in found if isinstance(one, Pictures))
+            Path(demo.path("pictures.png")).write_bytes(grid_png(drawn, len(episodes[0].rows)))
+    sections += [*figures_sections("Results", measured), Text("What this is", intro)]
     sections += loss_curves({name: demo.path(name) for name in ("model", "deterministic", "controller", "decoder")})
-    for keys, control, split, title in (
-        (PUSHT, controller, "val", "PushT, held out: predicted and true frames"),
-        ("[!p]*", None, "all", "Natural videos (seen in training): predicted and true frames"),
-    ):
-        config = demo.on(keys, cache=None, **({} if control else {"labels": None}))
-        caption = (
-            "Every rollout starts from the first frame's state alone; the decoder is small and sets the ceiling shown."
-        )
-        found = picture_section(config, model, decoder, control, split, 3 if control else 2, title, caption)
-        sections.append(found)
-        if isinstance(found, Pictures) and control:
-            Path(demo.path("pictures.png")).write_bytes(grid_png(found, 5))
+    sections += usage
     sections += refused_section([demo.path(n) for n in ("model", "controller", "decoder")])
     sections += facts(demo.config, **{f"seconds, {k}": round(v, 1) for k, v in demo.seconds.items()})
     return write_report(

@@ -1,8 +1,13 @@
-"""One self-contained report.html of a run: tables with intervals and controls, loss curves, pictures.
+"""One self-contained HTML file of a run: verdict, figures with intervals and controls, films, pictures, curves.
 
-lawm report --checkpoint runs/mine --out report.html
+    lawm report --checkpoint runs/mine
+    lawm report --checkpoint runs/mine --compare runs/weaker runs/stronger --rerun runs/mine/episodes.rrd
+
+Rollouts are shown beside the true frames, actions of one clip on another, scene cuts, and how the latents are used.
+Several runs (--compare, --sweep) are set one beside another: capacity against everything else.
 """
 
+import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,20 +16,26 @@ from typing import Any
 from rich.console import Console
 
 from jobs._cli import base_parser, describe, run_job
+from jobs._pictures import Company, Shown, check_clips, open_shown, shown_sections
 from jobs._run import add_data_arguments, checkpoint_config, child_of, json_lines, quarantined, read_results
+from jobs._tradeoff import measurements, results_of, sweep_measurements
+from jobs.evaluate import found_beside
 from lawm import storage
-from lawm.config import Config, LawmError
+from lawm.config import Config
+from lawm.evaluation import Measured
 from lawm.report import (
     Curves,
     Details,
-    Pictures,
     Section,
     Series,
     Text,
+    capacity_sections,
     command_line,
+    figures_sections,
     machine,
-    results_sections,
+    summary_sections,
     write_report,
+    write_rerun,
 )
 
 
@@ -53,60 +64,6 @@ def loss_curves(runs: dict[str, str]) -> list[Section]:
     return found
 
 
-ANEW = "A run that was made longer needs its decoder and controller anew: remove them, or give another --out"
-
-
-def picture_section(
-    config: Config,
-    checkpoint: str,
-    decoder: str | None,
-    controller: str | None,
-    split: str,
-    clips: int,
-    title: str,
-    caption: str,
-) -> Pictures | Text:
-    """Rollouts of the split's first clips against the true frames; or why there are no pictures, and the remedy."""
-    from lawm.data import ClipReader, EmptySplit, first_clips
-    from lawm.evaluation import prediction_rows
-    from lawm.training import check_actions, collate, load_controller, load_decoder, load_model
-
-    if not config.data.index:
-        return Text(title, "No pictures: they are decoded from the videos. Give their index (--index URI).")
-    model, parent = load_model(checkpoint, config=config)
-    decoding = load_decoder(decoder, model, parent).decoder if decoder else None
-    control = load_controller(controller, model, parent) if controller and config.data.labels else None
-    if decoding is None and config.encoder.kind != "pixels":
-        shown = shlex.quote(checkpoint)
-        train = f"lawm decoder --checkpoint {shown} --out {shlex.quote(checkpoint.rstrip('/') + '-decoder')}"
-        other = f"{checkpoint.rstrip('/')}-decoder"
-        if storage.exists(other):
-            return Text(title, f"No pictures: {other} belongs to another checkpoint than this run's newest. {ANEW}")
-        return Text(title, f"No pictures: states become pictures by a decoder of this model. Train one: {train}")
-    try:
-        reader = ClipReader(config, split, labelled=control is not None, frames=True)  # type: ignore[arg-type]
-    except EmptySplit as error:
-        return Text(title, f"No pictures: {error}")
-    if controller and reader.labels is not None:
-        check_actions(controller, reader.labels)
-    samples = first_clips(reader, max(2, 2 * clips))
-    groups = [sample.group for sample in samples]
-    found = prediction_rows(model, decoding, collate(samples), groups, clips, control)
-    return Pictures(
-        title,
-        [list(row.frames) for row in found],
-        [row.label for row in found],
-        [f"t + {i / config.data.clip.fps:g} s" for i in range(config.data.clip.frames)],
-        caption=caption,
-    )
-
-
-def results_of(run: str) -> list[str]:
-    """Results that lie in the run's folder: of `lawm evaluate`, and of `lawm plan --out RUN/plan`."""
-    usual = (storage.join(run, "evaluation.json"), storage.join(run, "plan", "results.json"))
-    return [where for where in usual if storage.exists(where)]
-
-
 def facts(config: Config, **more: Any) -> list[Section]:
     """Config, machine and command, folded away."""
     return [
@@ -115,12 +72,12 @@ def facts(config: Config, **more: Any) -> list[Section]:
     ]
 
 
-def collapse_section(run: str) -> list[Section]:
-    """A warning where the run's latents carry nothing."""
+def collapse_section(model: str) -> list[Section]:
+    """A warning where the model's latents carry nothing."""
     from lawm.model import collapse_warning
     from lawm.training import read_about
 
-    said = collapse_warning(read_about(run)["metrics"])
+    said = collapse_warning(read_about(model)["metrics"])
     return [Text("Warning", said)] if said else []
 
 
@@ -130,8 +87,35 @@ def refused_section(runs: Sequence[str]) -> list[Section]:
     return [Text("Clips that were refused", "\n\n".join(bad[:50]), warning=True)] if bad else []
 
 
-@run_job
-def main(argv: list[str] | None = None) -> int:
+def figures(model: str, results: Sequence[str]) -> tuple[list[Section], list[Section]]:
+    """(verdict and headline figures, everything that was measured) of results files."""
+    from lawm.training import read_about
+
+    step, first, then = read_about(model)["step"], list[Section](), list[Section]()
+    joined = Measured()
+    for where in results:
+        measured = read_results(where)
+        joined += measured
+        then += figures_sections(where, measured)
+        if old := sorted({found.step for found in measured.results} - {step}):
+            said = f"{where} was measured at step {old[0]:,}; the run stands at step {step:,}. Measure again"
+            first.append(Text("Older results", said, warning=True))
+    first = [*summary_sections(joined.results), *first]
+    if not results:
+        command = f"lawm evaluate --checkpoint {shlex.quote(model)}"
+        first.append(Text("Results", f"No results: none lie beside {model}. Measure first: {command}"))
+    return first, then
+
+
+def tradeoff(model: str, compare: Sequence[str], sweep: str | None) -> list[Section]:
+    """Capacity against everything else, where there are several runs or a search."""
+    if not compare and sweep is None:
+        return []
+    measured = measurements([model, *compare]) + ([] if sweep is None else sweep_measurements(sweep))
+    return capacity_sections(measured)
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = base_parser("report", __doc__, default_recipe=None)
     add_data_arguments(parser)
     parser.add_argument("--checkpoint", required=True, metavar="URI", help="the run folder of the latent action model")
@@ -143,54 +127,74 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--decoder", metavar="URI", help="its decoder, for pictures (default: RUN-decoder)")
     parser.add_argument(
-        "--controller",
-        metavar="URI",
-        help="its controller, for pictures of rollouts under true actions (default: RUN-controller)",
+        "--controller", metavar="URI", help="its controller, for rollouts under true actions (default: RUN-controller)"
     )
-    parser.add_argument("--compare", nargs="*", default=[], metavar="RUN", help="further run folders for the curves")
-    parser.add_argument("--clips", type=int, default=3, help="clips in the pictures (default: 3)")
-    parser.add_argument("--out", default="report.html", metavar="URI", help="default: report.html")
-    args = parser.parse_args(argv)
-    storage.check_folder(storage.absolute(args.out).rpartition("/")[0] or "/")
-    from lawm.training import read_about
+    parser.add_argument(
+        "--deterministic", metavar="URI", help="its deterministic twin, shown beside it (default: RUN-deterministic)"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs="*",
+        default=[],
+        metavar="RUN",
+        help="further run folders: their curves, and capacity against every figure that they were measured for",
+    )
+    parser.add_argument(
+        "--sweep", metavar="URI", help="trials.parquet of `lawm tune`, or its folder: the same of trials"
+    )
+    parser.add_argument("--clips", type=int, default=3, help="clips in films and pictures (default: 3)")
+    parser.add_argument(
+        "--rerun", metavar="FILE.rrd", help="write the clips shown for the Rerun viewer too (needs rerun-sdk)"
+    )
+    parser.add_argument("--out", metavar="URI", help="the report (default: report.html in the run's folder)")
+    return parser.parse_args(argv)
 
+
+@run_job
+def main(argv: list[str] | None = None) -> int:
+    args = parsed(argv)
+    from lawm.training import run_of
+
+    model = storage.absolute(args.checkpoint)
+    run = run_of(model)
+    out = args.out or storage.join(run, "report.html")
+    storage.check_folder(storage.absolute(out).rpartition("/")[0] or "/")
     config = checkpoint_config(args)
-    run = storage.absolute(args.checkpoint)
-    if args.clips < 1:
-        raise LawmError(f"--clips {args.clips}: expected at least 1")
-    results = results_of(run) if args.results is None else args.results
-    decoder, controller = args.decoder or child_of(run, "decoder"), args.controller or child_of(run, "controller")
-    if args.dry_run:
-        found = {"results": results, "decoder": decoder, "controller": controller}
-        describe(config, [], args.clips, out=storage.absolute(args.out), **found)
-        return 0
-    sections = collapse_section(run)
-    step = read_about(run)["step"]
-    for where in results:
-        measured = read_results(where)
-        sections += results_sections(where, measured)
-        if old := sorted({found.step for found in measured.results} - {step}):
-            said = f"{where} was measured at step {old[0]:,}; the run stands at step {step:,}. Measure again"
-            sections.append(Text("Older results", said, warning=True))
-    if not results:
-        command = f"lawm evaluate --checkpoint {shlex.quote(args.checkpoint)}"
-        sections.append(Text("Results", f"No results: none lie in {run}. Measure first: {command}"))
-    sections += loss_curves({uri.rstrip("/").rsplit("/", 1)[-1]: storage.absolute(uri) for uri in [run, *args.compare]})
-    pictures = picture_section(
-        config,
-        run,
-        decoder,
-        controller,
-        config.evaluate.split,
-        args.clips,
-        "Predicted and true frames",
-        f"Clips of the {config.evaluate.split} split. Rollouts start from the first state alone.",
+    check_clips(args.clips)
+    results = results_of(model) if args.results is None else args.results
+    company = Company(
+        model,
+        args.deterministic or found_beside(model, config, "deterministic"),
+        args.controller or child_of(model, "controller"),
+        args.decoder or child_of(model, "decoder"),
     )
-    sections += [pictures, *refused_section([run]), *facts(config)]
-    lacks = [one.body for one in sections if isinstance(one, Text) and one.body.startswith("No ")]
-    for line in lacks:
+    compare = [storage.absolute(uri) for uri in args.compare]
+    if args.dry_run:
+        found = {"results": results, **vars(company), "compare": compare, "sweep": args.sweep, "rerun": args.rerun}
+        describe(config, [], args.clips, out=storage.absolute(out), **found)
+        return 0
+    first, measured = figures(model, results)
+    split = config.evaluate.split
+    shown = open_shown(config, company, split, args.clips)
+    pictures, episodes = shown_sections(
+        shown, f"Clips of the {split} split", "Rollouts start from the first state alone."
+    )
+    sections = [
+        *collapse_section(model),
+        *first,
+        *pictures,
+        *tradeoff(model, compare, args.sweep),
+        *measured,
+        *loss_curves({uri.rstrip("/").rsplit("/", 1)[-1]: uri for uri in [run, *compare]}),
+        *(shown.usage() if isinstance(shown, Shown) else []),
+        *refused_section([run]),
+        *facts(config),
+    ]
+    for line in (one.body for one in sections if isinstance(one, Text) and one.body.startswith("No ")):
         Console(stderr=True, soft_wrap=True).print(line, style="yellow", markup=False, highlight=False)
-    print(write_report(args.out, f"lawm: {args.checkpoint}", sections))
+    if args.rerun and episodes:
+        print(write_rerun(args.rerun, f"lawm: {args.checkpoint}", episodes, config.data.clip.fps))
+    print(write_report(out, f"lawm: {args.checkpoint}", sections))
     return 0
 
 

@@ -7,7 +7,12 @@ from lawm.evaluation.intervals import mean as mean
 from lawm.evaluation.intervals import ratio as ratio
 from lawm.evaluation.partners import deal as deal
 from lawm.evaluation.partners import derange as derange
-from lawm.evaluation.pictures import prediction_rows as prediction_rows
+from lawm.evaluation.pictures import FILM_ROWS as FILM_ROWS
+from lawm.evaluation.pictures import Episode as Episode
+from lawm.evaluation.pictures import PictureRow as PictureRow
+from lawm.evaluation.pictures import cut_episodes as cut_episodes
+from lawm.evaluation.pictures import prediction_episodes as prediction_episodes
+from lawm.evaluation.pictures import transfer_episodes as transfer_episodes
 from lawm.evaluation.probes import Probed as Probed
 from lawm.evaluation.probes import collect as collect
 from lawm.evaluation.probes import r_squared as r_squared
@@ -40,6 +45,8 @@ from lawm.evaluation.table import record_results as record_results
 from lawm.evaluation.table import strength_of as strength_of
 from lawm.evaluation.table import tables_below as tables_below
 from lawm.evaluation.table import write_table as write_table
+from lawm.evaluation.usage import LatentUsage as LatentUsage
+from lawm.evaluation.usage import latent_usage as latent_usage
 from lawm.evaluation.values_file import Said as Said
 from lawm.evaluation.values_file import suite_says as suite_says
 from lawm.evaluation.verdict import Verdict as Verdict

@@ -1,19 +1,38 @@
-"""A report as one HTML file that needs nothing else. All text is escaped; images are embedded; the page's own policy
-forbids it to load anything.
+"""A report as one HTML file that needs nothing else. All text is escaped; pictures and videos are embedded; the page's
+own policy forbids it to load anything, or to run any script but its own (page.js, by its hash). It is whole without it.
 """
 
 import base64
 import datetime
+import hashlib
 import html
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lawm import __version__, storage
+from lawm.report.films import film_bytes, side_by_side
 from lawm.report.pictures import image_png
-from lawm.report.plots import curves_plot
-from lawm.report.sections import Curves, Details, Estimate, Headlines, Pictures, Plot, Section, Table, Text
+from lawm.report.plots import bars_plot, curves_plot, points_plot
+from lawm.report.sections import (
+    Bars,
+    Cell,
+    Curves,
+    Details,
+    Estimate,
+    Film,
+    Films,
+    Headlines,
+    Pictures,
+    Plot,
+    Points,
+    Section,
+    Table,
+    Text,
+)
 from lawm.report.tables import format_cell, format_number, interval_text, numeric_columns
 
 
@@ -21,8 +40,13 @@ def _esc(text: Any) -> str:
     return html.escape(str(text), quote=True)
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _data_uri(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _scroll(title: str, inside: str) -> str:
+    """What may be wider than the page, within a frame that the keyboard can scroll as well."""
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{_esc(title)}">{inside}</div>'
 
 
 def _caption(text: str) -> str:
@@ -51,12 +75,20 @@ def _table_html(table: Table) -> str:
                 text = f'<b>{format_number(cell.value)}</b> <span class="ci">{span}</span>'
             else:
                 text = _esc(format_cell(cell))
-            line.append(f"<td{' class=num' if j in numeric else ''}>{text}{mark if j == 0 else ''}</td>")
+            kind = " class=num" if j in numeric else ""
+            line.append(f"<td{kind}{_sort_value(cell)}>{text}{mark if j == 0 else ''}</td>")
         body.append(f"<tr{' class=control' if control else ''}>{''.join(line)}</tr>")
-    return (
-        f'<section><h2>{_esc(table.title)}</h2><div class="scroll"><table><thead><tr>{cells}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>{_caption(table.caption)}</section>"
-    )
+    sortable = ' class="sortable"' if len(table.rows) > 1 else ""
+    inside = f"<table{sortable}><thead><tr>{cells}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f"<section><h2>{_esc(table.title)}</h2>{_scroll(table.title, inside)}{_caption(table.caption)}</section>"
+
+
+def _sort_value(cell: Cell) -> str:
+    """What a cell is sorted by where it is a number, with all its digits."""
+    number = cell.value if isinstance(cell, Estimate) else cell
+    if not isinstance(number, int | float) or not math.isfinite(number):
+        return "" if isinstance(cell, str) else ' data-v="NaN"'
+    return f' data-v="{float(number)!r}"'
 
 
 def _headlines_html(headlines: Headlines) -> str:
@@ -84,24 +116,51 @@ def _pictures_html(pictures: Pictures) -> str:
         corner = "<td></td>" if labels else ""
         head = f"<thead><tr>{corner}{''.join(f'<th scope=col>{_esc(c)}</th>' for c in columns)}</tr></thead>"
     body = []
+    wide = max((len(row) for row in pictures.rows), default=1)
     for i, row in enumerate(pictures.rows):
+        if i in pictures.headings:
+            across = wide + bool(labels)
+            heading = _esc(pictures.headings[i])
+            body.append(
+                f'<tr class="heading"><th class="heading" scope="rowgroup" colspan="{across}">{heading}</th></tr>'
+            )
         label = f"<th scope=row>{_esc(labels[i])}</th>" if labels else ""
         cells = []
         for j, image in enumerate(row):
             if image is None:
                 cells.append("<td></td>")
                 continue
-            name = ", ".join(part for part in (labels[i] if labels else "", columns[j] if columns else "") if part)
-            sharp = " class=pixels" if np.asarray(image).shape[1] < pictures.width else ""
+            where = (pictures.headings.get(i, ""), labels[i] if labels else "", columns[j] if columns else "")
+            name = ", ".join(part for part in where if part)
+            height, width = np.asarray(image).shape[:2]
+            sharp = " class=pixels" if width < pictures.width else ""
             source = _data_uri(image_png(image))
-            cells.append(
-                f'<td><img{sharp} src="{source}" width="{pictures.width}" alt="{_esc(name or "picture")}"></td>'
-            )
+            size = f'width="{width}" height="{height}"'
+            cells.append(f'<td><img{sharp} src="{source}" {size} alt="{_esc(name or "picture")}"></td>')
         body.append(f"<tr>{label}{''.join(cells)}</tr>")
-    return (
-        f'<section><h2>{_esc(pictures.title)}</h2><div class="scroll"><table class="pictures">{head}'
-        f"<tbody>{''.join(body)}</tbody></table></div>{_caption(pictures.caption)}</section>"
-    )
+    style = f"--n:{wide};--w:{pictures.width}px"
+    inside = f'<table class="pictures" style="{style}">{head}<tbody>{"".join(body)}</tbody></table>'
+    shown = _scroll(pictures.title, inside)
+    return f"<section><h2>{_esc(pictures.title)}</h2>{shown}{_caption(pictures.caption)}</section>"
+
+
+def _film_html(film: Film, fps: float) -> str:
+    kind, data = film_bytes(film, fps)
+    height, width = side_by_side(film).shape[1:3]
+    said, size = _esc(f"{film.name}: {', '.join(film.labels)}"), f'width="{width}" height="{height}"'
+    source = _data_uri(data, kind)
+    shown = f'<img src="{source}" {size} alt="{said}">'
+    if kind.startswith("video"):
+        how = "autoplay muted loop playsinline controls"
+        shown = f'<video src="{source}" {size} aria-label="{said}" {how}></video>'
+    labels = "".join(f"<span>{_esc(label)}</span>" for label in film.labels)
+    inside = f'<div class="labels" style="--n:{len(film.labels)}">{labels}</div>{shown}'
+    return f'<figure class="film"><figcaption>{_esc(film.name)}</figcaption>{inside}</figure>'
+
+
+def _films_html(films: Films) -> str:
+    shown = "".join(_film_html(film, films.fps) for film in films.films)
+    return f'<section><h2>{_esc(films.title)}</h2><div class="films">{shown}</div>{_caption(films.caption)}</section>'
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -119,7 +178,7 @@ def _details_html(details: Details) -> str:
         inside = f"<pre>{_esc(details.facts)}</pre>"
     else:
         rows = "".join(f"<tr><th scope=row>{_esc(k)}</th><td>{_esc(v)}</td></tr>" for k, v in _flat(details.facts))
-        inside = f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
+        inside = _scroll(details.title, f'<table class="facts"><tbody>{rows}</tbody></table>')
     is_open = " open" if details.open else ""
     return f"<section><details{is_open}><summary>{_esc(details.title)}</summary>{inside}</details></section>"
 
@@ -137,55 +196,29 @@ def _section_html(section: Section) -> str:
         case Curves():
             light, dark = curves_plot(section), curves_plot(section, dark=True)
             return _plot_html(Plot(section.title, light, dark, section.caption))
+        case Points():
+            light, dark = points_plot(section), points_plot(section, dark=True)
+            return _plot_html(Plot(section.title, light, dark, section.caption))
+        case Bars():
+            return _plot_html(Plot(section.title, bars_plot(section), bars_plot(section, dark=True), section.caption))
         case Plot():
             return _plot_html(section)
         case Pictures():
             return _pictures_html(section)
+        case Films():
+            return _films_html(section)
         case Details():
             return _details_html(section)
 
 
-_STYLE = """
-:root { --ink:#1f2328; --muted:#656d76; --grid:#dfe3e8; --paper:#fff; --page:#f5f6f8; --accent:#2563c9;
-  --good:#0a6b4d; --bad:#b3261e; --tint:#eef0f3; }
-@media (prefers-color-scheme: dark) { :root { --ink:#e6e9ed; --muted:#9aa4af; --grid:#343b44; --paper:#191d22;
-  --page:#111418; --accent:#74a7ff; --good:#4fc9a4; --bad:#ff8b82; --tint:#232930; } }
-* { box-sizing:border-box; } p { margin:.3rem 0; }
-body { margin:0 auto; max-width:76rem; padding:1.5rem 1rem 3rem; background:var(--page); color:var(--ink);
-  font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif; }
-h1 { font-size:1.7rem; line-height:1.25; margin:0; } h2 { font-size:1.05rem; margin:0 0 .7rem; }
-.subtitle, .caption, footer, .ci, .unit { color:var(--muted); } .caption, footer { font-size:.87rem; }
-main { display:grid; grid-template-columns:repeat(2,minmax(0,1fr)); gap:1rem; margin:1.2rem 0; }
-section { grid-column:1/-1; background:var(--paper); border:1px solid var(--grid); border-radius:8px;
-  padding:1rem 1.1rem; }
-.half { grid-column:span 1; } @media (max-width:52rem) { .half { grid-column:1/-1; } }
-.warning { border-left:4px solid var(--bad); } .scroll { overflow-x:auto; }
-table { border-collapse:collapse; font-variant-numeric:tabular-nums; }
-th, td { text-align:left; padding:.32rem .9rem .32rem 0; vertical-align:top; }
-thead th { color:var(--muted); font-weight:600; border-bottom:1px solid var(--grid); }
-tbody tr + tr > * { border-top:1px solid var(--grid); }
-.num { text-align:right; white-space:nowrap; }
-.control { background:var(--tint); color:var(--muted); } .control b { font-weight:500; }
-.tag { font-size:.75rem; border:1px solid var(--muted); border-radius:99px; padding:0 .45rem; margin-left:.4rem; }
-.cards { display:grid; grid-template-columns:repeat(auto-fill,minmax(13.5rem,1fr)); gap:.8rem; }
-.card { border:1px solid var(--grid); border-left:4px solid var(--muted); border-radius:6px; padding:.6rem .8rem; }
-.card.reached { border-left-color:var(--good); } .card.missed { border-left-color:var(--bad); }
-.card p { margin:0; } .card .name { color:var(--muted); font-size:.9rem; }
-.card .value { font-size:1.55rem; font-weight:650; }
-.card .unit { font-size:.9rem; font-weight:400; } .card .gate { font-weight:600; font-size:.9rem; }
-.reached .gate { color:var(--good); } .missed .gate { color:var(--bad); }
-.plot { width:100%; height:auto; display:block; }
-.pictures td, .pictures th { padding:2px; border:0; font-weight:400; font-size:.85rem; color:var(--muted);
-  vertical-align:middle; text-align:center; }
-.pictures tbody th { text-align:right; padding-right:.6rem; white-space:nowrap; } .pictures img { display:block; }
-.pixels { image-rendering:pixelated; } .facts { font-size:.87rem; } .facts th { font-weight:500; color:var(--muted); }
-.facts td { overflow-wrap:anywhere; } pre { overflow-x:auto; } summary { cursor:pointer; font-weight:600; }
-"""
-
-
 def render_report(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
     """The report as one HTML5 document."""
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    script = f"\n{script}"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    )
     written = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     below = f'<p class="subtitle">{_esc(subtitle)}</p>' if subtitle else ""
     return (
@@ -193,10 +226,11 @@ def render_report(title: str, sections: Sequence[Section], subtitle: str = "") -
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_esc(title)}</title>\n<style>\n{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{_esc(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         f"<header><h1>{_esc(title)}</h1>{below}</header>\n<main>\n"
         + "\n".join(_section_html(section) for section in sections)
-        + f"\n</main>\n<footer>lawm {_esc(__version__)}, written {written}</footer>\n</body>\n</html>\n"
+        + f"\n</main>\n<footer>lawm {_esc(__version__)}, written {written}</footer>\n<script>{script}</script>\n"
+        "</body>\n</html>\n"
     )
 
 

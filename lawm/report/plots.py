@@ -1,4 +1,4 @@
-"""Curves, and a search's Pareto set, as PNG bytes; in light and dark."""
+"""Curves, points, bars, and a search's Pareto set, as PNG bytes; in light and dark."""
 
 import io
 import math
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lawm.report.sections import Curves
+from lawm.report.sections import Bars, Curves, Estimate, Points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,6 +74,70 @@ def curves_plot(curves: Curves, dark: bool = False) -> bytes:
         axes.set_yscale("log")
     if handles:
         _legend(axes, handles, [series.name for series in curves.series], theme)
+    return _png(figure)
+
+
+def points_plot(points: Points, dark: bool = False) -> bytes:
+    """Points with the intervals of both figures as PNG bytes. Those whose x or y is not finite are left out."""
+    theme = _DARK if dark else _LIGHT
+    figure, axes = _axes(theme, points.x_label, points.y_label, height=3.8)
+    handles, names = [], []
+    for i, group in enumerate(points.groups):
+        colour, style = theme["lines"][i % len(theme["lines"])], "-" if group.joined else ""
+        known = [j for j, (a, b) in enumerate(zip(group.x, group.y, strict=True)) if _finite(a) and _finite(b)]
+        if not known:
+            continue
+        x, y = [group.x[j] for j in known], [group.y[j] for j in known]
+        handles += axes.plot(
+            [e.value for e in x], [e.value for e in y], marker="o", markersize=5, linestyle=style, linewidth=1.2,
+            color=colour,
+        )  # fmt: skip
+        names.append(group.name)
+        axes.errorbar(
+            [e.value for e in x], [e.value for e in y], xerr=_reach(x), yerr=_reach(y), fmt="none", ecolor=colour,
+            elinewidth=1, alpha=0.5,
+        )  # fmt: skip
+        place: dict[str, Any] = {
+            "xytext": (5, 5),
+            "textcoords": "offset points",
+            "fontsize": 8,
+            "color": theme["muted"],
+        }
+        for j in known if group.labels else ():
+            at = group.x[j].value, group.y[j].value
+            axes.annotate(group.labels[j], at, parse_math=False, **place)
+    axes.margins(0.12)
+    if len(handles) > 1:
+        _legend(axes, handles, names, theme)
+    return _png(figure)
+
+
+def _finite(estimate: Estimate) -> bool:
+    return math.isfinite(estimate.value)
+
+
+def _reach(estimates: Sequence[Estimate]) -> list[list[float]]:
+    """How far each interval reaches below and above its value; 0 where there is none."""
+    low = [0.0 if e.low is None else max(0.0, e.value - e.low) for e in estimates]
+    high = [0.0 if e.high is None else max(0.0, e.high - e.value) for e in estimates]
+    return [low, high]
+
+
+def bars_plot(bars: Bars, dark: bool = False) -> bytes:
+    """Bars as PNG bytes; more than 200 of them as one stepped area."""
+    from matplotlib.ticker import MaxNLocator
+
+    theme = _DARK if dark else _LIGHT
+    figure, axes = _axes(theme, bars.x_label, bars.y_label)
+    axes.grid(False, axis="x")
+    at = np.arange(len(bars.heights)) + bars.start
+    heights, colour = np.asarray(bars.heights, np.float64), theme["lines"][0]
+    if len(at) > 200:
+        axes.fill_between(at, heights, step="mid", color=colour, linewidth=0)
+    else:
+        axes.bar(at, heights, width=0.85, color=colour)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.01)
     return _png(figure)
 
 

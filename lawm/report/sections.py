@@ -1,4 +1,5 @@
-"""What a report is made of: sections, each a frozen value: Text, Headlines, Table, Curves, Plot, Pictures, Details."""
+"""What a report is made of: sections, each a frozen value: Text, Headlines, Table, Curves, Points, Bars, Plot,
+Pictures, Films, Details."""
 
 import dataclasses
 import math
@@ -112,6 +113,44 @@ class Curves:
 
 
 @dataclasses.dataclass(frozen=True)
+class PointGroup:
+    """Points of one colour, joined in their order where `joined`; `labels`: what each is, beside it."""
+
+    name: str
+    x: Sequence[Estimate]
+    y: Sequence[Estimate]
+    labels: Sequence[str] = ()
+    joined: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y) or len(self.labels) not in (0, len(self.x)):
+            raise ValueError(f"points {self.name!r}: {len(self.x)} x, {len(self.y)} y, {len(self.labels)} labels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+    """One figure against another, each with its interval."""
+
+    title: str
+    groups: Sequence[PointGroup]
+    x_label: str
+    y_label: str
+    caption: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bars:
+    """Heights at 0, 1, 2, ... (or from `start` on)."""
+
+    title: str
+    heights: Sequence[float]
+    x_label: str
+    y_label: str
+    start: int = 0
+    caption: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Plot:
     """A finished picture as PNG bytes; `dark` replaces it on a dark page."""
 
@@ -123,13 +162,39 @@ class Plot:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """A grid of images uint8 [H, W, 3] or [H, W]; None leaves a cell empty. `width`: pixels on the page."""
+    """A grid of images uint8 [H, W, 3] or [H, W]; None leaves a cell empty. `width`: pixels on the page, where there is
+    room; `headings`: what stands above the row of that number."""
 
     title: str
     rows: Sequence[Sequence[np.ndarray | None]]
     row_labels: Sequence[str] = ()
     column_labels: Sequence[str] = ()
     width: int = 112
+    caption: str = ""
+    headings: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """Videos that play side by side, as one: frames uint8 [F, H, W, 3] of each, F, H and W of all the same."""
+
+    name: str
+    labels: Sequence[str]
+    frames: Sequence[np.ndarray]
+
+    def __post_init__(self) -> None:
+        shapes = {np.asarray(one).shape for one in self.frames}
+        if len(shapes) != 1 or len(self.labels) != len(self.frames):
+            raise ValueError(f"film {self.name!r}: {len(self.labels)} labels of frames of shapes {sorted(shapes)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Films:
+    """Short videos that play on the page, over and over; `fps`: frames a second."""
+
+    title: str
+    films: Sequence[Film]
+    fps: float
     caption: str = ""
 
 
@@ -142,4 +207,4 @@ class Details:
     open: bool = False
 
 
-Section = Text | Headlines | Table | Curves | Plot | Pictures | Details
+Section = Text | Headlines | Table | Curves | Points | Bars | Plot | Pictures | Films | Details

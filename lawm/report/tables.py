@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from lawm.evaluation import Measured, Result, judge
+from lawm.evaluation import Measured, Result
 from lawm.report.sections import Cell, Estimate, Headlines, Section, Table, Text
+from lawm.report.summary import verdict_sections
 
 
 # ---------------------------------------------------------------- numbers as text
@@ -110,11 +111,12 @@ def omissions_text(measured: Measured) -> Text | None:
 
 def results_sections(title: str, measured: Measured) -> list[Section]:
     """The verdict, the results, what is not there, and how to read the figures; a verdict for each data set."""
-    sections: list[Section] = []
-    for dataset in dict.fromkeys(result.dataset for result in measured.results):
-        found = judge([result for result in measured.results if result.dataset == dataset])
-        sections.append(Text(f"Verdict ({dataset})", found.text, warning=found.carries == "no"))
-    sections.append(results_table(title, measured.results))
+    return [*verdict_sections(measured.results), *figures_sections(title, measured)]
+
+
+def figures_sections(title: str, measured: Measured) -> list[Section]:
+    """The same without the verdict."""
+    sections: list[Section] = [results_table(title, measured.results)]
     missing = omissions_text(measured)
     return [*sections, *([missing] if missing else []), reading_table(measured.results)]
 
@@ -172,15 +174,19 @@ def print_sections(sections: Sequence[Section], console: Console | None = None) 
 def print_headlines(headlines: Headlines, console: Console | None = None) -> None:
     """Key numbers on the terminal, each with its interval, its target, and whether it was reached."""
     gated = any(item.target for item in headlines.items)
+    names = max((len(plain(item.name)) for item in headlines.items), default=0)
     shown = RichTable(title=plain(headlines.title), **_PLAIN)
-    for column in ("", "value [95 %]", "n", *(["target", ""] if gated else [])):
-        shown.add_column(column, justify="right" if column == "n" else "left", no_wrap=bool(column))
+    shown.add_column("", no_wrap=True, min_width=names)  # names stay whole; what is beside them wraps
+    shown.add_column("value [95 %]", min_width=ESTIMATE_WIDTH)
+    shown.add_column("n", justify="right")
+    if gated:
+        shown.add_column("target")
     for item in headlines.items:
-        word = {None: "", True: "reached", False: "missed"}[item.passed]
+        word = {None: "", True: ": reached", False: ": missed"}[item.passed]
         style = {None: "", True: "green", False: "bold red"}[item.passed]
         value = " ".join(f"{format_number(item.value)} {interval_text(item.low, item.high)} {item.unit}".split())
         row = [plain(item.name), plain(value), RichText(item.counted)]
-        shown.add_row(*row, *([plain(item.target), RichText(word, style)] if gated else []))
+        shown.add_row(*row, *([RichText(f"{item.target}{word}", style)] if gated else []))
     (console or Console()).print(shown)
 
 

@@ -8,7 +8,7 @@ import torch
 from small_runs import made_batch, new_objective, tiny_with
 
 from lawm.config import LawmError
-from lawm.evaluation import prediction_rows
+from lawm.evaluation import Clips, Subject, prediction_episodes
 from lawm.model import Decoder
 from lawm.recipes import tiny
 from lawm.training import decode_states
@@ -69,7 +69,10 @@ def test_what_goes_in_comes_out(causality: str, duplicate: int) -> None:
     assert found.shape == batch.frames_BFCHW.shape
     wanted = (objective.decoder(states) - batch.frames_BFCHW / 255.0).abs().mean()
     assert objective(batch).prediction.item() == pytest.approx(wanted.item(), rel=1e-5)
-    rows = prediction_rows(model, objective.decoder, batch, ["a", "b"], clips=1)
+    clips = Clips(model, batch, ["a", "b"])
+    found = prediction_episodes(Subject(model, decoder=objective), clips, 1)
+    assert isinstance(found, list)
+    rows = found[0].rows
     assert len(rows) >= 3 and all(len(row.frames) == 8 for row in rows)
     assert (torch.from_numpy(rows[0].frames).permute(0, 3, 1, 2) == batch.frames_BFCHW[0]).all()
 

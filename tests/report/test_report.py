@@ -1,6 +1,7 @@
 """The report: valid HTML that holds every number, needs nothing from outside, and escapes what it is given."""
 
 import base64
+import hashlib
 import io
 import re
 import sys
@@ -13,19 +14,27 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lawm.evaluation import Measured, Omission, Result
+from lawm.evaluation import LatentUsage, Measured, Missing, Omission, Result
 from lawm.recipes import demo
 from lawm.report import (
+    Bars,
     Curves,
     Details,
+    Estimate,
+    Film,
+    Films,
     Headline,
     Headlines,
+    Measurement,
     Pictures,
     Plot,
+    PointGroup,
+    Points,
     Section,
     Series,
     Table,
     Text,
+    capacity_sections,
     format_number,
     machine,
     pareto_plot,
@@ -35,10 +44,12 @@ from lawm.report import (
     print_table,
     results_sections,
     results_table,
+    summary_sections,
+    usage_sections,
     write_report,
 )
 from lawm.report.page import render_report
-from lawm.report.plots import curves_plot
+from lawm.report.plots import bars_plot, curves_plot, points_plot
 from lawm.report.tables import reading_table
 
 NASTY = "<script>alert('x')</script> & \"quotes\" $\\frac{"
@@ -70,7 +81,7 @@ class Checker(HTMLParser):
         assert self.stack and self.stack.pop() == tag, f"</{tag}> closes something else"
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.stack:
+        if "style" not in self.stack and "script" not in self.stack:
             self.texts.append(data)
 
     @property
@@ -78,6 +89,7 @@ class Checker(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
     def images(self) -> list[np.ndarray]:
+        """All that are PNG, which is all but films."""
         sources = [a.get("src") or a.get("srcset") or "" for tag, a in self.tags if tag in ("img", "source")]
         assert all(source.startswith("data:image/png;base64,") for source in sources)
         return [np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2])))) for s in sources]
@@ -88,7 +100,12 @@ def checked(page: str) -> Checker:
     checker.feed(page)
     checker.close()
     assert page.startswith("<!DOCTYPE html>") and checker.stack == []
-    assert not [tag for tag, _ in checker.tags if tag in ("script", "link", "iframe", "object", "base")]
+    assert not [tag for tag, _ in checker.tags if tag in ("link", "iframe", "object", "base")]
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)  # its own, and the policy lets no other run
+    assert [a for tag, a in checker.tags if tag == "script"] == [{}]
+    (policy,) = (a["content"] for tag, a in checker.tags if a.get("http-equiv") == "Content-Security-Policy")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy and policy.startswith("default-src 'none';") and policy.endswith(f"script-src 'sha256-{digest}'")
     for tag, attributes in checker.tags:
         assert not any(name.startswith("on") for name in attributes), tag
         assert not {"href", "action", "formaction", "data"} & set(attributes), tag
@@ -145,6 +162,8 @@ def test_a_whole_report(tmp_path: Path) -> None:
 
 def test_text_is_escaped_everywhere() -> None:
     image = np.zeros((4, 4, 3), np.uint8)
+    film = Film(NASTY, [NASTY], [np.zeros((2, 8, 8, 3), np.uint8)])
+    one = PointGroup(NASTY, [Estimate(1, 0.5, 1.5)], [Estimate(2, None, None)], [NASTY])
     result = Result(NASTY, 1.0, 0.5, 1.5, 3, 2, NASTY, NASTY, 1, control=NASTY, one=NASTY, note=NASTY, checked_by=NASTY)
     sections: list[Section] = [
         Headlines(NASTY, [Headline(NASTY, 1.0, unit=NASTY, note=NASTY, at_most=2)]),
@@ -152,7 +171,10 @@ def test_text_is_escaped_everywhere() -> None:
         *results_sections(NASTY, Measured([result], [Omission(NASTY, NASTY, NASTY)], [NASTY])),
         curves(title=NASTY, x_label=NASTY, caption=NASTY, series=[Series(NASTY, [0, 1], [1, 2])]),
         Plot(NASTY, pareto_plot([1], [1], x_label=NASTY, y_label=NASTY, labels=[NASTY]), caption=NASTY),
-        Pictures(NASTY, [[image]], [NASTY], [NASTY], caption=NASTY),
+        Points(NASTY, [one], NASTY, NASTY, NASTY),
+        Bars(NASTY, [1.0, 2.0], NASTY, NASTY, caption=NASTY),
+        Pictures(NASTY, [[image]], [NASTY], [NASTY], caption=NASTY, headings={0: NASTY}),
+        Films(NASTY, [film], 4.0, NASTY),
         Details(NASTY, {NASTY: {NASTY: NASTY}}),
         Details(NASTY, NASTY),
     ]
@@ -175,6 +197,19 @@ def test_terminal_shows_the_same_numbers() -> None:
     ):
         assert expected in said, expected
     assert "at most 0.85" in said and "missed" in said
+
+
+def test_headline_names_and_values_stay_whole_at_80_columns() -> None:
+    sink = io.StringIO()
+    names = ["error_vs_deterministic", "planning_vs_no_action", "controller_shuffled_vs_own"]
+    items = [Headline(name, 0.327, 0.223, 0.481, 256, "ratio", at_most=0.5, videos=64) for name in names]
+    print_headlines(Headlines("Headline figures", items), Console(file=sink, width=80))
+    said = sink.getvalue()
+    assert max(map(len, said.splitlines())) <= 80 and "…" not in said
+    for name in names:
+        (line,) = (line for line in said.splitlines() if name in line)
+        assert "0.327 [0.223, 0.481]" in line
+    assert said.count("reached") == 3 and said.count("at most") == 3
 
 
 def test_names_stay_whole_on_a_narrow_terminal_and_no_escape_reaches_it() -> None:
@@ -287,3 +322,70 @@ def test_pareto_plot_with_failed_trials() -> None:
 def test_pictures_of_another_form_are_a_bug(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected uint8"):
         render_report("t", [Pictures("p", [[image]])])
+
+
+def test_points_and_bars_follow_their_data() -> None:
+    def drawn(*values: float) -> bytes:
+        y = [Estimate(v, v - 1, v + 1) for v in values]
+        return points_plot(Points("p", [PointGroup("g", [Estimate(i, None, None) for i in range(3)], y)], "x", "y"))
+
+    nan = float("nan")
+    assert size(drawn(1, 2, 3)) == size(drawn(nan, nan, nan)) and drawn(1, 2, 3) != drawn(1, 2, 4) != drawn(1, 2, nan)
+    with pytest.raises(ValueError, match="1 x, 0 y"):
+        PointGroup("g", [Estimate(1, None, None)], [])
+    few, many = bars_plot(Bars("b", [1, 2], "x", "y")), bars_plot(Bars("b", list(range(500)), "x", "y"))
+    assert size(few) == size(many) and few != many and few != bars_plot(Bars("b", [1, 3], "x", "y"), dark=True)
+
+
+# ---------------------------------------------------------------- what stands first, and several runs
+def test_the_summary_is_the_verdict_and_the_key_figures_of_the_first_data() -> None:
+    def result(name: str, value: float, dataset: str = "held-out") -> Result:
+        return Result(name, value, value, value, 8, 4, "ratio", dataset, 7, one="1.0: nothing")
+
+    found = [result("cycle_ratio", 1.1), result("error_vs_deterministic", 0.8), result("other", 5.0)]
+    first, key, second = summary_sections([*found, result("cycle_ratio", 9.0, "elsewhere")])
+    assert isinstance(first, Text) and first.title == "Verdict (held-out)"
+    assert isinstance(key, Headlines) and isinstance(second, Text) and second.title == "Verdict (elsewhere)"
+    assert [(item.name, item.value) for item in key.items] == [("error_vs_deterministic", 0.8), ("cycle_ratio", 1.1)]
+    assert summary_sections([]) == [] and len(summary_sections([result("other", 1.0)])) == 1
+
+
+def measurement(run: str, group: str, **figures: float) -> Measurement:
+    return Measurement(run, group, f"of {run}", {name: Estimate(value, None, None) for name, value in figures.items()})
+
+
+def test_capacity_is_set_against_every_figure_that_two_runs_have() -> None:
+    runs = [
+        measurement("a", "noisy", error_vs_deterministic=0.8, cycle_ratio=1.2, leakage_score=0.3),
+        measurement("b", "noisy", error_vs_deterministic=0.7, cycle_ratio=1.3),
+        measurement("c", "sparse", error_vs_deterministic=0.9, cycle_ratio=1.1),
+        measurement("d", "sparse", cycle_ratio=1.1),
+    ]
+    (points,) = capacity_sections(runs)
+    assert isinstance(points, Points) and points.title == "Capacity against cycle_ratio"
+    assert [(group.name, [e.value for e in group.x], list(group.labels)) for group in points.groups] == [
+        ("noisy", [0.7, 0.8], ["of b", "of a"]),
+        ("sparse", [0.9], ["of c"]),
+    ]
+    assert "left out: d" in points.caption and points.x_label.startswith("one-step error / deterministic")
+    with_ends = [measurement(n, "noisy", error_vs_copy=1, normalized_capacity=0.5, cycle_ratio=1) for n in "ab"]
+    (points,) = capacity_sections(with_ends)
+    assert isinstance(points, Points) and points.x_label.startswith("capacity: 0")
+    (said,) = capacity_sections(runs[:1])
+    assert isinstance(said, Text) and said.body.startswith("No plots: 1 of 1 runs have a figure of capacity")
+
+
+def test_the_use_of_latents_is_said_with_its_numbers() -> None:
+    usage = LatentUsage(
+        "discrete", 3, np.array([1, 1, 4, 2]), np.ones(4), 2.5, Missing("no prior"), np.array([3, 0, 1, 0])
+    )
+    active, spread, codes = usage_sections(usage)
+    assert isinstance(active, Bars) and active.heights == [0, 0.5, 0.25, 0, 0.25] and "2.0 in use" in active.caption
+    assert isinstance(spread, Bars) and spread.heights == [1, 1, 1, 1]
+    assert isinstance(codes, Bars) and codes.heights == [0.75, 0.25] and "2 of 4 codes are taken" in codes.caption
+    nats = usage_sections(LatentUsage("noisy", 3, np.array([1]), np.ones(2), 1.0, np.array([0.0, 2.5]), Missing("-")))[
+        1
+    ]
+    assert isinstance(nats, Bars) and nats.heights == [2.5, 0.0] and "1 of 2 numbers hold more" in nats.caption
+    (said,) = usage_sections(Missing("a deterministic model has no latent actions"))
+    assert isinstance(said, Text) and said.body == "Not there: a deterministic model has no latent actions."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lawm.config import Adaptive
 from lawm.model.latent_action.base import Bottleneck, LatentActions
-from lawm.model.latent_action.noisy import LITTLE, gaussian
+from lawm.model.latent_action.noisy import LITTLE, gaussian, kl_of_gaussian
 
 
 class AdaptiveBottleneck(Bottleneck):
@@ -75,6 +75,9 @@ class AdaptiveBottleneck(Bottleneck):
         ascent = -(raw * up).mean() * self.DUAL
         figures = {"target_missed": excess.abs().mean(), "at_limit": stuck.float().mean()}
         return ascent - ascent.detach(), figures
+
+    def kl_of_numbers(self, codes_BTK: Tensor) -> Tensor:
+        return kl_of_gaussian(codes_BTK)
 
     @staticmethod
     def collapse_warning(metrics: Mapping[str, float]) -> str:

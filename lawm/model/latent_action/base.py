@@ -48,6 +48,17 @@ class Bottleneck(nn.Module):
         """Upkeep after an optimiser step, on every rank; `optimizer_state`: by parameter. Returns figures to log."""
         return {}
 
+    codebook_size = 0
+    """Codes that there are to choose from; 0 without a codebook."""
+
+    def kl_of_numbers(self, codes_BTK: Tensor) -> Tensor | None:
+        """KL of each number of the latents against the prior, in nats, [B, T-1, Z]; None without a prior."""
+        return None
+
+    def codes_taken(self, codes_BTK: Tensor) -> Tensor | None:
+        """Which code of the codebook each latent is, [B, T-1]; None without a codebook."""
+        return None
+
     def hidden_matrices(self) -> Iterator[Tensor]:
         """Its own weights that Muon may have (spec section 4)."""
         return iter(())

@@ -25,7 +25,7 @@ class DiscreteBottleneck(Bottleneck):
 
     def __init__(self, config: Discrete, latent: int) -> None:
         super().__init__()
-        self.config, self.code_width = config, latent
+        self.config, self.code_width, self.codebook_size = config, latent, config.codebook_size
         self.codebook = nn.Parameter(torch.randn(config.codebook_size, latent) / latent**0.5)
         self.register_buffer("unused_for", torch.full((config.codebook_size,), config.reset_after))
         self._live: Tensor | None = None
@@ -53,6 +53,10 @@ class DiscreteBottleneck(Bottleneck):
             metrics["alive_share"] = (self.unused_for < c.reset_after).float().mean()
             self._live = flat.detach()
         return LatentActions(z.unflatten(0, codes_BTK.shape[:2]).to(codes_BTK.dtype), penalty, metrics)
+
+    def codes_taken(self, codes_BTK: Tensor) -> Tensor:
+        flat = codes_BTK.float().flatten(0, 1)
+        return nearest_codes(flat.detach(), self.codebook.detach()).unflatten(0, codes_BTK.shape[:2])
 
     @torch.no_grad()
     def after_step(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:

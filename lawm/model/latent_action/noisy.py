@@ -29,6 +29,9 @@ class NoisyBottleneck(Bottleneck):
         metrics = {"kl_nats": kl.detach(), "latent_l1": mu.detach().abs().sum(-1).mean()}
         return LatentActions(z, self.config.beta * kl, metrics, kl_BT.detach().mean(1))
 
+    def kl_of_numbers(self, codes_BTK: Tensor) -> Tensor:
+        return kl_of_gaussian(codes_BTK)
+
     @staticmethod
     def collapse_warning(metrics: Mapping[str, float]) -> str:
         """A posterior that is the prior; latents with multipliers say it themselves."""
@@ -45,3 +48,10 @@ def gaussian(codes_BTK: Tensor, sample: bool) -> tuple[Tensor, Tensor, Tensor]:
     kl_BT = 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).sum(-1)
     z = mu + (0.5 * log_variance).exp() * torch.randn_like(mu) if sample else mu
     return z, mu, kl_BT
+
+
+def kl_of_gaussian(codes_BTK: Tensor) -> Tensor:
+    """Codes (mu, log sigma^2) -> KL(q || N(0, 1)) of each number, in nats, [B, T, Z]; `gaussian` sums them."""
+    mu, log_variance = codes_BTK.float().chunk(2, dim=-1)
+    log_variance = log_variance.clamp(-20, 10)
+    return 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance)
