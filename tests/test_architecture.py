@@ -50,6 +50,7 @@ CLUSTER_ORDER = [
     "board",
     "fit",
     "encode",
+    "latents",
     "evaluate",
     "plan",
     "search_space",

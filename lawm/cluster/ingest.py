@@ -59,7 +59,7 @@ def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: I
     clip = config.data.clip
     clip_bytes = clip.frames * 3 * clip.size**2
     each = min(TASK_BYTES // clip_bytes, rows // (TASKS_A_SLOT * decode_slots(config.cluster)))
-    ids = _Ids(rows, max(each, CLIPS_PER_BLOCK, math.ceil(rows / MOST_TASKS)))
+    ids = RowIds(rows, max(each, CLIPS_PER_BLOCK, math.ceil(rows / MOST_TASKS)))
     context = DataContext.get_current()
     context.target_max_block_size = CLIPS_PER_BLOCK * clip_bytes  # or blocks are put together again, up to 128 MiB
     context.execution_options.preserve_order = keeps_order(config.cluster)
@@ -79,7 +79,7 @@ def clip_dataset(config: Config, kind: str, cursor: Cursor, clips: int, index: I
     )
 
 
-class _Ids(Datasource):
+class RowIds(Datasource):
     """Row ids 0, 1, ... `rows`-1, `each` of them a task.
 
     Not `ray.data.range`: that takes neither CPUs nor labels, and a read that differs from the map that follows in these

@@ -8,6 +8,7 @@ from lawm.model.encoder.load import load_encoder as load_encoder
 from lawm.model.encoder.pixels import PixelStates as PixelStates
 from lawm.model.encoder.tubelets import check_state_a_frame as check_state_a_frame
 from lawm.model.encoder.tubelets import looks_back as looks_back
+from lawm.model.encoder.tubelets import past_counts as past_counts
 from lawm.model.encoder.tubelets import states_per_clip as states_per_clip
 from lawm.model.encoder.weights import check_keys as check_keys
 from lawm.model.latent_action.base import LatentActions as LatentActions

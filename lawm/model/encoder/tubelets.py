@@ -11,6 +11,11 @@ def looks_back(config: EncoderConfig) -> bool:
     return isinstance(config, VJepa2Encoder) and config.causality != "duplicate"
 
 
+def past_counts(config: EncoderConfig) -> bool:
+    """Whether a state depends on frames before its own, so that more of them make it another one."""
+    return isinstance(config, VJepa2Encoder) and config.causality == "block_causal"
+
+
 def check_state_a_frame(config: EncoderConfig, clip: ClipSpec) -> None:
     """Raises LawmError where one real action would not be one transition between states (spec section 1)."""
     if looks_back(config) and clip.duplicate == 1:

@@ -41,7 +41,7 @@ class AdaptiveBottleneck(Bottleneck):
         return math.log(self.config.start) + self.config.gain * h
 
     def forward(self, codes_BTK: Tensor, states_BTND: Tensor) -> LatentActions:
-        z, mu, kl_BT = gaussian(codes_BTK, self.training)
+        z, mu, sigma, kl_BT = gaussian(codes_BTK, self.training)
         rate = kl_BT.mean(1)
         raw = self.log_multiplier(states_BTND)
         beta = raw.detach().clamp(math.log(self.config.least), math.log(self.config.most)).exp()
@@ -51,7 +51,8 @@ class AdaptiveBottleneck(Bottleneck):
             "multiplier": beta.log().mean().exp(),
             "multiplier_spread": beta.log().std(correction=0),
         }
-        return LatentActions(z, (beta * rate).mean(), metrics, rate, raw)
+        each = {"rate_BT": kl_BT.detach(), "spread_BTZ": sigma.detach()}
+        return LatentActions(z, (beta * rate).mean(), metrics, rate, raw, **each)
 
     def loss(self, latents: LatentActions, error_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         dual, figures = self.dual(latents, error_B)

@@ -16,7 +16,8 @@ class LatentActions:
     """z_BTZ for the T-1 transitions (None: no latent at all), what they cost, and figures to log.
 
     `rate_B`: nats per transition of each clip, where the bottleneck has a rate. `multiplier_B`: log of the
-    adaptive bottleneck's multipliers, before they are limited.
+    adaptive bottleneck's multipliers, before they are limited. Of each transition, detached: `rate_BT`, its nats;
+    `spread_BTZ`, the standard deviation of its posterior; `code_BT`, the number of its code.
     """
 
     z_BTZ: Tensor | None
@@ -24,6 +25,9 @@ class LatentActions:
     metrics: dict[str, Tensor] = field(default_factory=dict)
     rate_B: Tensor | None = None
     multiplier_B: Tensor | None = None
+    rate_BT: Tensor | None = None
+    spread_BTZ: Tensor | None = None
+    code_BT: Tensor | None = None
 
 
 class Bottleneck(nn.Module):

@@ -52,7 +52,10 @@ class DiscreteBottleneck(Bottleneck):
                 self.unused_for.add_(counts.sum()).masked_fill_(counts > 0, 0)
             metrics["alive_share"] = (self.unused_for < c.reset_after).float().mean()
             self._live = flat.detach()
-        return LatentActions(z.unflatten(0, codes_BTK.shape[:2]).to(codes_BTK.dtype), penalty, metrics)
+        each = codes_BTK.shape[:2]
+        return LatentActions(
+            z.unflatten(0, each).to(codes_BTK.dtype), penalty, metrics, code_BT=index.unflatten(0, each)
+        )
 
     def codes_taken(self, codes_BTK: Tensor) -> Tensor:
         flat = codes_BTK.float().flatten(0, 1)

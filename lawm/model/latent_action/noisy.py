@@ -24,10 +24,11 @@ class NoisyBottleneck(Bottleneck):
         self.config, self.code_width = config, 2 * latent
 
     def forward(self, codes_BTK: Tensor, states_BTND: Tensor) -> LatentActions:
-        z, mu, kl_BT = gaussian(codes_BTK, self.training)
+        z, mu, sigma, kl_BT = gaussian(codes_BTK, self.training)
         kl = kl_BT.mean()
         metrics = {"kl_nats": kl.detach(), "latent_l1": mu.detach().abs().sum(-1).mean()}
-        return LatentActions(z, self.config.beta * kl, metrics, kl_BT.detach().mean(1))
+        each = {"rate_BT": kl_BT.detach(), "spread_BTZ": sigma.detach()}
+        return LatentActions(z, self.config.beta * kl, metrics, kl_BT.detach().mean(1), **each)
 
     def kl_of_numbers(self, codes_BTK: Tensor) -> Tensor:
         return kl_of_gaussian(codes_BTK)
@@ -41,13 +42,14 @@ class NoisyBottleneck(Bottleneck):
         return f"the noisy latents hold next to nothing ({nats:.3f} nats): train longer, or lower model.bottleneck.beta"
 
 
-def gaussian(codes_BTK: Tensor, sample: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (mu, log sigma^2) -> z [B, T, Z] (drawn, or mu), mu, and KL(q || N(0, I)) in nats, [B, T]."""
+def gaussian(codes_BTK: Tensor, sample: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes (mu, log sigma^2) -> z [B, T, Z] (drawn, or mu), mu, sigma, and KL(q || N(0, I)) in nats, [B, T]."""
     mu, log_variance = codes_BTK.float().chunk(2, dim=-1)
     log_variance = log_variance.clamp(-20, 10)
     kl_BT = 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).sum(-1)
-    z = mu + (0.5 * log_variance).exp() * torch.randn_like(mu) if sample else mu
-    return z, mu, kl_BT
+    sigma = (0.5 * log_variance).exp()
+    z = mu + sigma * torch.randn_like(mu) if sample else mu
+    return z, mu, sigma, kl_BT
 
 
 def kl_of_gaussian(codes_BTK: Tensor) -> Tensor:
