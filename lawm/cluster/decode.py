@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+import lawm.cluster.whole  # noqa: F401  before anything that imports av
 from lawm.config import Config
 from lawm.data import BadClip, Cursor, Index, Part, PlanArrays, Reader, Sample, open_reader, parts_of
 
