@@ -36,6 +36,7 @@ ORDER = [
 ]
 ROOMS = [room for room in ORDER if (ROOT / "lawm" / room).is_dir()]
 CLUSTER_ORDER = [
+    "whole",
     "machine",
     "errors",
     "session",
