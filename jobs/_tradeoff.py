@@ -57,11 +57,12 @@ def sweep_measurements(uri: str) -> list[Measurement]:
     """The finished trials of a search: `trials.parquet` of `lawm tune`, or the folder that it lies in. Raises LawmError
     for a file that is none."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from lawm.parquet import read_parquet
 
     where = uri if uri.endswith(".parquet") else storage.join(uri, "trials.parquet")
     try:
-        rows = pq.read_table(io.BytesIO(storage.read_bytes(where))).to_pylist()
+        rows = read_parquet(io.BytesIO(storage.read_bytes(where))).to_pylist()
     except pa.ArrowInvalid as error:
         raise LawmError(f"{where}: not a Parquet table ({error}); expected trials.parquet of lawm tune") from error
     if rows and not {"trial", "status"} <= rows[0].keys():

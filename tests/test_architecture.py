@@ -24,6 +24,7 @@ ORDER = [
     "recipes",
     "s3",
     "storage",
+    "parquet",
     "video",
     "data",
     "model",

@@ -30,6 +30,7 @@ from lawm import storage
 from lawm.cluster.session import DECODE, Need, decode_slots, label_selector
 from lawm.config import ClusterConfig, Config, LawmError, VideoLimits
 from lawm.data import INDEX_SCHEMA, VIDEO_SUFFIXES, expand, grouped, list_files, rows_to_table, unique_keys, write_index
+from lawm.parquet import read_parquet
 from lawm.video import VideoRef, empty_row
 
 Probe = Callable[[VideoRef, VideoLimits], dict[str, Any]]
@@ -411,7 +412,7 @@ class _Parts:
     @staticmethod
     def _read(part: str, columns: list[str] | None = None) -> pa.Table:
         with storage.open_file(part) as file:
-            return pq.read_table(file, columns=columns)
+            return read_parquet(file, columns)
 
     def _count(self, table: pa.Table) -> None:
         self.videos += table.num_rows

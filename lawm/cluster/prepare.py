@@ -30,6 +30,7 @@ from lawm.data import (
     transcode,
     write_index,
 )
+from lawm.parquet import read_parquet
 from lawm.storage import absolute, exists, join, read_bytes, write_bytes
 from lawm.video import VideoError, ref_of
 
@@ -185,7 +186,7 @@ def _finish(out: str, names: list[str], kept: int) -> PrepareReport:
     tables = []
     for name in names:
         with storage.open_file(join(out, f"{name}.parquet")) as file:
-            tables.append(pq.read_table(file).cast(INDEX_SCHEMA))
+            tables.append(read_parquet(file).cast(INDEX_SCHEMA))
     uri = join(out, "index.parquet")
     write_index(tables, uri)
     index = read_index(uri)

@@ -8,7 +8,6 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from lawm import storage
 from lawm.config import LawmError
+from lawm.parquet import open_parquet, parquet_errors
 from lawm.video import REF_COLUMNS, VideoRef, ref_of
 
 INDEX_SCHEMA = pa.schema(
@@ -156,7 +156,7 @@ def read_pieces(uri: str, columns: Sequence[str] = PLAN_COLUMNS) -> Iterator[Ind
     `read_index`."""
     whole = len(columns) == len(INDEX_SCHEMA.names)
     with storage.open_file(uri) as file, parquet_errors(uri, ". Make one with `lawm index`"):
-        found = pq.ParquetFile(file, read_dictionary=[] if whole else ["source"])
+        found = open_parquet(file, [] if whole else ["source"])
         names = found.schema_arrow.names
         missing = [name for name in INDEX_SCHEMA.names if name not in (*names, *_LATER)]
         if missing:
@@ -166,21 +166,11 @@ def read_pieces(uri: str, columns: Sequence[str] = PLAN_COLUMNS) -> Iterator[Ind
         kept = columns if whole else [name for name in columns if name not in _LATER or _any(found, name)]
         schema = INDEX_SCHEMA if whole else pa.schema([_slim(INDEX_SCHEMA.field(name)) for name in kept])
         for group in range(found.num_row_groups):
-            table = found.read_row_group(group, columns=[name for name in kept if name in names])
+            table = found.read_row_group(group, columns=[name for name in kept if name in names], use_threads=False)
             for name in kept:
                 if name not in names:
                     table = table.append_column(name, pa.nulls(len(table)))
             yield Index(table.select(schema.names).cast(schema))
-
-
-@contextmanager
-def parquet_errors(uri: str, hint: str = "") -> Iterator[None]:
-    """What pyarrow says of a file that is no Parquet file, or a damaged one, as LawmError."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        said = next(iter(str(error).splitlines()), "")[:200]
-        raise LawmError(f"{uri}: not a Parquet file, or damaged ({said}){hint}") from None
 
 
 def _any(file: pq.ParquetFile, name: str) -> bool:

@@ -31,7 +31,7 @@ from lawm.data.dimensions import (
     read_meaning,
     unnamed,
 )
-from lawm.data.index import parquet_errors
+from lawm.parquet import parquet_errors, read_parquet
 from lawm.video import choose
 
 ActionKind = Literal["sum", "first", "state_delta", "pose_delta", "planar_delta"]
@@ -386,7 +386,7 @@ def write_labels(
 def read_labels(uri: str) -> Labels:
     """Read a table of labels (local path or s3://). Raises LawmError where it is missing, not Parquet or malformed."""
     with storage.open_file(uri) as file, parquet_errors(uri, ". A table of labels was expected"):
-        table = pq.read_table(file)
+        table = read_parquet(file)
     return Labels(table, uri)
 
 

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from lawm import storage
 from lawm.config import LawmError
-from lawm.data.index import Index, parquet_errors
+from lawm.data.index import Index
 from lawm.data.sampling import SLOWEST, grid_frames
+from lawm.parquet import parquet_errors, read_parquet
 
 FORMAT = 1
 LATENTS_MANIFEST = "latents.json"
@@ -196,7 +197,7 @@ def read_parts(out: str, columns: Iterable[str] | None = None) -> Iterator[pa.Ta
         raise LawmError(f"{out}: no table of latents is there; make one with `lawm latents`")
     for uri, _, _ in found:
         with storage.open_file(uri) as file, parquet_errors(uri):
-            yield pq.read_table(file, columns=names)
+            yield read_parquet(file, names)
 
 
 def read_latents_about(out: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from lawm.config import Adaptive, BottleneckConfig, Config, Discrete, LawmError, Noisy, Sparse
 from lawm.evaluation.results import Kept, Measured
 from lawm.evaluation.values_file import REMEDY, Said, values_from_bytes, values_to_bytes
+from lawm.parquet import read_parquet
 from lawm.storage import exists, join, list_files, read_bytes, write_bytes
 
 TABLE, VALUES = "results.parquet", "values"
@@ -149,7 +150,7 @@ def table_of(rows: Sequence[ResultRow]) -> pa.Table:
 def read_table(where: str) -> list[ResultRow]:
     """The rows of a results table. Raises LawmError for another file, and for the table of another version."""
     try:
-        table = pq.read_table(pa.BufferReader(read_bytes(where)))
+        table = read_parquet(pa.BufferReader(read_bytes(where)))
     except pa.ArrowInvalid as error:
         raise LawmError(f"{where}: not a results table ({error}); remove it, and {REMEDY}") from error
     about = (table.schema.metadata or {}).get(ABOUT)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from lawm.config import LawmError
 from lawm.evaluation.results import Figure, Kept, Missing, PerClip
+from lawm.parquet import read_parquet
 
 if TYPE_CHECKING:
     from lawm.evaluation.subject import Evaluation
@@ -74,7 +75,7 @@ def values_from_bytes(data: bytes, where: str, says: dict[str, Said]) -> Kept:
     """What `values_to_bytes` wrote. Raises LawmError, with the remedy, for another file and for values that this lawm's
     evaluations do not have."""
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = read_parquet(pa.BufferReader(data))
         about = json.loads((table.schema.metadata or {})[ABOUT])
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
         raise LawmError(f"{where}: not a file of values per clip; remove it, and {REMEDY}") from error

@@ -10,6 +10,7 @@ from lawm.planning.displacement import sequence_errors as sequence_errors
 from lawm.planning.displacement import units as units
 from lawm.planning.problem import Shown as Shown
 from lawm.planning.problem import action_space as action_space
+from lawm.planning.problem import goal_cost as goal_cost
 from lawm.planning.problem import in_units as in_units
 from lawm.planning.problem import outside as outside
 from lawm.planning.problem import rollout_cost as rollout_cost

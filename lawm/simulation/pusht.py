@@ -170,7 +170,27 @@ class PushTSimulator:
         with _interrupt_held_back():
             return np.stack([self._outcome(recorded, start, actions, parts) for actions in actions_SHA])
 
+    def pictures(self, recorded: VideoLabels, start: int, actions_HA: np.ndarray) -> np.ndarray:
+        """What H actions look like that are given from state `start` of a recorded episode on, uint8
+        [H + 1, size, size, 3], without distractors and shake. Raises as `outcomes`."""
+        with _interrupt_held_back():
+            self._play(recorded, start)
+            frames = [self._picture(None, 0)]
+            for action in actions_HA:
+                self._push(action)
+                frames.append(self._picture(None, len(frames)))
+            return np.stack(frames)
+
     def _outcome(self, recorded: VideoLabels, start: int, actions_HA: np.ndarray, parts: int) -> np.ndarray:
+        states = [self._play(recorded, start)]
+        for action in actions_HA:
+            for _ in range(parts):
+                self._push(action / parts)
+            states.append(self._state())
+        return np.stack(states)
+
+    def _play(self, recorded: VideoLabels, start: int) -> np.ndarray:
+        """Plays a recorded episode up to state `start`, which it returns."""
         assert recorded.states is not None
         self._set(recorded.states[0])
         for action in recorded.actions[:start]:
@@ -185,12 +205,7 @@ class PushTSimulator:
                 f"{recorded.key}: played again, state {start} is {here.round(1).tolist()}, recorded "
                 f"{recorded.states[start].round(1).tolist()}; simulate anew with this gym-pusht, or plan elsewhere"
             )
-        states = [here]
-        for action in actions_HA:
-            for _ in range(parts):
-                self._push(action / parts)
-            states.append(self._state())
-        return np.stack(states)
+        return here
 
     def _push(self, action: np.ndarray) -> None:
         target = np.asarray(self._env.agent.position) + np.asarray(action, np.float64)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from lawm.config import LawmError
 from lawm.data import Cursor
+from lawm.parquet import read_parquet
 from lawm.storage import delete, exists, join, list_files, open_file, write_bytes
 from lawm.training.batches import ClipBatch
 from lawm.training.checkpoint import find_checkpoint, read_about
@@ -85,7 +86,7 @@ def read_clip_log(run: str, columns: list[str] | None = None) -> pa.Table:
     tables = []
     for uri in files:
         with open_file(uri) as file:
-            tables.append(pq.read_table(file, columns=wanted))
+            tables.append(read_parquet(file, wanted))
     found = pa.concat_tables(tables)
     _check(run, found, Cursor.from_json(about["cursor"]))
     return found

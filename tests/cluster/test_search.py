@@ -162,7 +162,15 @@ def test_every_metric_is_one_that_an_evaluation_gives() -> None:
     measured = {f.name: name for name, evaluation in SUITE.items() for f in evaluation.figures if not f.control}
     assert {n: e for n, e in METRICS.items() if e != "planning"}.items() <= measured.items()
     errors = {name: {"translation": 1.0} for name in ("planned", "random", "no_action", "mean_action")}
-    row = {"group": "v", "protocol": "custom", "measured": "actions", "units": {"translation": "m"}, "errors": errors}
+    row = {
+        "group": "v",
+        "key": "v",
+        "episode": 0,
+        "protocol": "custom",
+        "measured": "actions",
+        "units": {"translation": "m"},
+        "errors": errors,
+    }
     row |= {"costs": {"best": 1.0, "true": 1.0}, "outside": [], "seconds": 1.0}
     given = {r.name for r in summarize_episodes([row, row], "d", 1, 100, 0) if not r.control}
     assert {*PLANNING} == given

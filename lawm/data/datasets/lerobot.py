@@ -22,8 +22,8 @@ from lawm.config import LawmError, VideoLimits
 from lawm.data.datasets.common import Batch, ReadSpec, Recording, limited, read_json, refusal, refuse_options
 from lawm.data.datasets.spans import InFile, Span, placed
 from lawm.data.dimensions import GRIPPER, PLANAR, POSE, UNKNOWN, Dimension, Meaning, named, unnamed
-from lawm.data.index import parquet_errors
 from lawm.data.labels import ActionKind, VideoLabels
+from lawm.parquet import open_parquet, parquet_errors
 from lawm.video import VideoRef, probe
 
 _JOINTS = re.compile(r"joint|shoulder|elbow|waist|forearm|wrist_(flex|roll|angle|rotate)|motor|servo|qpos")
@@ -306,11 +306,11 @@ def _path(form: str, row: dict[str, Any], prefix: str, **names: str) -> str:
 
 def _parquet(uri: str, columns: Sequence[str]) -> pa.Table:
     with storage.open_file(uri) as file, parquet_errors(uri):
-        found = pq.ParquetFile(file)
+        found = open_parquet(file)
         missing = [name for name in columns if name not in found.schema_arrow.names]
         if missing:
             raise LawmError(f"{uri}: no column {', '.join(missing)}")
-        return found.read(columns=list(columns))
+        return found.read(columns=list(columns), use_threads=False)
 
 
 # ---------------------------------------------------------------- the steps
