@@ -28,10 +28,19 @@ def main(argv: list[str] | None = None) -> int:
         help="V-JEPA 2 with attention over time: states that the encoder sees before each transition, at least "
         "(default: half a clip; more take longer)",
     )
+    parser.add_argument(
+        "--lerobot",
+        metavar="SOURCE",
+        help="the LeRobot v3 data set that the index is of (`lawm dataset lerobot`): writes it once more, with the "
+        "latents of each frame, to OUT/lerobot",
+    )
+    parser.add_argument(
+        "--feature", default="latent_action", metavar="NAME", help="their name (default: latent_action)"
+    )
     args = parser.parse_args(argv)
     config = checkpoint_config(args)
 
-    from lawm.cluster.latents import needs, plan_latents, write_latents
+    from lawm.cluster.latents import latent_features, needs, plan_latents, write_latents, write_lerobot
     from lawm.cluster.session import start
 
     model, out = storage.absolute(args.checkpoint), storage.absolute(args.out)
@@ -39,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         raise LawmError(f"--past {args.past}: expected 0 or more")
     storage.check_folder(out)
     job = plan_latents(config, model, args.past)
+    source, robot = storage.absolute(args.lerobot) if args.lerobot else None, storage.join(out, "lerobot")
+    if source is not None:
+        latent_features(job, source, robot, args.feature)
     if args.dry_run:
         plan = job.plan
         asked = {"videos": len(plan.states), "transitions": plan.transitions, "windows": len(plan)}
@@ -54,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     for reason, count in report.reasons.items():
         print(f"refused: {reason} {count}")
     say(f"table: {storage.join(out, 'transitions')}")
+    if source is not None:
+        say(f"LeRobot: {robot}, {write_lerobot(job, out, source, robot, args.feature)} frames with a latent")
     return 0
 
 

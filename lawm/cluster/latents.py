@@ -5,6 +5,7 @@ rerun after a kill makes the windows that are in no part. What cannot be decoded
 """
 
 import functools
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from lawm.data import (
     LATENTS_MANIFEST,
     LONGEST_FRAMES,
     Cut,
+    Feature,
     Index,
     Inferred,
     StateCache,
@@ -31,11 +33,15 @@ from lawm.data import (
     Window,
     WindowPlan,
     about_latents,
+    add_features,
     check_finite,
+    check_room,
     done_windows,
     inferred_rows,
+    latents_by_frame,
     matches,
     plan_windows,
+    read_lerobot_info,
     read_parts,
     read_pieces,
     refused_rows,
@@ -55,6 +61,7 @@ from lawm.training import (
 )
 from lawm.video import VideoError, VideoRef, decode_clip
 
+_EPISODE = re.compile(r".+/episode_\d{6}")
 BLOCK_BYTES = 64 << 20
 """Pixels (or states) that a decode task yields at a time."""
 FRAMES_AT_ONCE = 64
@@ -420,6 +427,49 @@ def _stream(job: Job, todo: np.ndarray) -> Iterator[pa.Table]:
         )
     )
     yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def latent_features(job: Job, source: str, out: str, name: str) -> dict[str, Feature]:
+    """The features `name` (`name.<camera>` where the index has several) and `name.valid` that the LeRobot data set at
+    `source` is to get. Raises LawmError where there is no room for them, or the index is not of its episodes."""
+    keys = job.plan.index.keys()
+    cameras = sorted({key.rpartition("/")[0] for key in keys if _EPISODE.fullmatch(key)})
+    if not cameras:
+        raise LawmError(f"--lerobot {source}: no video of the index is one of its episodes; index it by `lawm dataset`")
+    names = {name: cameras[0]} if len(cameras) == 1 else {f"{name}.{camera}": camera for camera in cameras}
+    width = int(job.about["latent_dim"])
+    found = {one: Feature("float32", width) for one in names}
+    found |= {f"{one}.valid": Feature("bool", 1) for one in names}
+    check_room(source, out, found)
+    return found
+
+
+def write_lerobot(job: Job, table: str, source: str, out: str, name: str) -> int:
+    """Writes the LeRobot data set `source` with the latents of the table as features to `out`; the frames that have
+    one, of all cameras. Raises LawmError as `latent_features`."""
+    features = latent_features(job, source, out, name)
+    fps, width = float(read_lerobot_info(source)["fps"]), int(job.about["latent_dim"])
+    columns = ("key", "time_s", "next_s", "shown_s", "next_shown_s", "z")
+    rows = pa.concat_tables(read_parts(table, columns))
+    keys = rows["key"].to_pylist()
+    edges = [i for i in range(len(keys)) if i == 0 or keys[i] != keys[i - 1]]
+    places = {keys[a]: (a, b - a) for a, b in zip(edges, [*edges[1:], len(keys)], strict=True)}
+    cameras = sorted({key.rpartition("/")[0] for key in places if _EPISODE.fullmatch(key)})
+    count = 0
+
+    def values(episode: int, frames: int) -> dict[str, np.ndarray]:
+        nonlocal count
+        found: dict[str, np.ndarray] = {}
+        for camera in cameras:
+            own = name if len(cameras) == 1 else f"{name}.{camera}"
+            at, length = places.get(f"{camera}/episode_{episode:06d}", (0, 0))
+            z, valid = latents_by_frame(rows.slice(at, length), fps, frames, width)
+            found |= {own: z, f"{own}.valid": valid[:, None]}
+            count += int(valid.sum())
+        return found
+
+    add_features(source, out, features, values)
+    return count
 
 
 class _Writer:

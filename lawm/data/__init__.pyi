@@ -21,6 +21,10 @@ from lawm.data.datasets.common import ReadSpec as ReadSpec
 from lawm.data.datasets.common import Recording as Recording
 from lawm.data.datasets.layouts import LAYOUTS as LAYOUTS
 from lawm.data.datasets.layouts import layout as layout
+from lawm.data.datasets.lerobot import read_lerobot_info as read_lerobot_info
+from lawm.data.datasets.lerobot_writer import Feature as Feature
+from lawm.data.datasets.lerobot_writer import add_features as add_features
+from lawm.data.datasets.lerobot_writer import check_room as check_room
 from lawm.data.dimensions import PLANAR as PLANAR
 from lawm.data.dimensions import UNKNOWN as UNKNOWN
 from lawm.data.dimensions import Dimension as Dimension
@@ -57,6 +61,7 @@ from lawm.data.latents import about_latents as about_latents
 from lawm.data.latents import check_finite as check_finite
 from lawm.data.latents import done_windows as done_windows
 from lawm.data.latents import inferred_rows as inferred_rows
+from lawm.data.latents import latents_by_frame as latents_by_frame
 from lawm.data.latents import plan_windows as plan_windows
 from lawm.data.latents import read_latents_about as read_latents_about
 from lawm.data.latents import read_parts as read_parts

@@ -299,3 +299,18 @@ def check_finite(found: Inferred, key: str) -> None:
 def about_latents(cut: Cut, **more: Any) -> dict[str, Any]:
     """What a table of latents depends on, as JSON can hold it."""
     return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(cut), **more}))
+
+
+def latents_by_frame(table: pa.Table, fps: float, frames: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """One video's rows -> float32 [frames, width] and bool [frames], at `fps` frames a second: each frame has the
+    latent of the transition that begins with the last frame shown to the model at or before it. Zeros, False: none."""
+    z, valid = np.zeros((frames, width), np.float32), np.zeros(frames, bool)
+    for row in table.to_pylist():
+        if row["z"] is None:
+            continue
+        begin, end = (
+            round(shown * fps) if shown is not None else int(grid * fps + 1e-2)
+            for shown, grid in ((row["shown_s"], row["time_s"]), (row["next_shown_s"], row["next_s"]))
+        )
+        z[begin:end], valid[begin:end] = row["z"], True
+    return z, valid

@@ -32,7 +32,7 @@ MOST_MISSING = 10_000
 DROID_STATE = ("observation.state.cartesian_position", "observation.state.gripper_position")
 
 
-def _info(source: str) -> dict[str, Any]:
+def read_lerobot_info(source: str) -> dict[str, Any]:
     try:
         info = read_json(storage.join(source, "meta/info.json"))
         if not isinstance(info, dict):
@@ -58,7 +58,7 @@ def _info(source: str) -> dict[str, Any]:
 
 def choices(source: str, spec: ReadSpec) -> ReadSpec:
     refuse_options(spec, "rate")
-    info = _info(source)
+    info = read_lerobot_info(source)
     features: dict[str, Any] = info["features"]
     videos = [name for name, f in features.items() if f.get("dtype") == "video"]
     if not videos:
@@ -95,7 +95,7 @@ def _no_joints(source: str, kind: str, state: Sequence[str], features: dict[str,
 
 def meaning(source: str, spec: ReadSpec) -> Meaning:
     """Names from meta/info.json; LeRobot says no units, and DROID's are known."""
-    features = _info(source)["features"]
+    features = read_lerobot_info(source)["features"]
     if spec.state == DROID_STATE:
         states: tuple[Dimension, ...] = (*POSE, GRIPPER)
     else:
@@ -154,7 +154,7 @@ class _Episode:
 
 def batches(source: str, spec: ReadSpec) -> Iterator[Batch]:
     """A batch for each Parquet file of data: its episodes, and where each is in its video files."""
-    info = _info(source)
+    info = read_lerobot_info(source)
     fps = float(info["fps"])
     episodes = _in_their_files(_once([_episode(source, info, spec, row, at) for row, at in _rows(source, spec)]), fps)
     episodes += _unnamed(episodes, info, spec)
