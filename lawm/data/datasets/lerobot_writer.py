@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from lawm import storage
 from lawm.config import LawmError
 from lawm.data.datasets.lerobot import read_lerobot_info
-from lawm.data.index import parquet_errors
+from lawm.parquet import parquet_errors, read_parquet
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
@@ -110,8 +110,8 @@ def _link(path: Path, to: Path) -> None:
 
 
 def _read(path: Path) -> pa.Table:
-    with parquet_errors(str(path)):
-        return pq.ParquetFile(path).read()
+    with path.open("rb") as file, parquet_errors(str(path)):
+        return read_parquet(file)
 
 
 def _write(table: pa.Table, to: Path) -> None:
