@@ -226,6 +226,7 @@ def test_on_ray_each_member_is_what_it_is_in_plain_python(
     assert fit_population(configs, runs) == last  # done already
 
 
+@pytest.mark.slow  # two workers: see runs that are killed; a stopped member: in plain Python, above
 def test_on_two_workers_the_others_go_on_without_a_stopped_member(
     ray_cluster: Session, tmp_path: Path, small_set: SmallSet
 ) -> None:
