@@ -11,7 +11,7 @@ import sys
 
 from rich.console import Console
 
-from jobs._cli import DEFAULT_RECIPE, base_parser, describe, output_width, resolve_config, run_job
+from jobs._cli import DEFAULT_RECIPE, base_parser, describe, output_width, resolve_config, run_job, say
 from jobs._run import add_data_arguments, counted, with_data
 from lawm import storage
 
@@ -30,11 +30,13 @@ def main(argv: list[str] | None = None) -> int:
     storage.check_folder(args.out)
 
     from lawm.cluster.search import check, needs, search, shown_table
-    from lawm.cluster.search_space import base_config, read_space
+    from lawm.cluster.search_space import base_config, read_space, unquoted_words
     from lawm.cluster.session import start
     from lawm.report import print_table
 
     space = read_space(args.space)
+    for word in unquoted_words(args.space):
+        say(f"{args.space}: {word} is read as text; quote it, for other programs take it for a truth value")
     config = base_config(space.model_copy(update={"recipe": args.recipe or space.recipe}), DEFAULT_RECIPE)
     config = resolve_config(args, with_data(config, args))
     out = storage.absolute(args.out)

@@ -1,6 +1,7 @@
 """What a search searches: the YAML of tune_spaces/, validated; and the metrics that can be its objectives."""
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -204,6 +205,24 @@ def read_space(uri: str) -> Space:
         return Space.model_validate(data)
     except ValidationError as error:
         raise LawmError(f"{uri}: " + "; ".join(_said(e) for e in error.errors()[:3])) from None
+
+
+_OTHERS_BOOLEANS = frozenset(("y", "n", "yes", "no", "on", "off"))
+
+
+def unquoted_words(uri: str) -> list[str]:
+    """Unquoted words of a space that are text here, and truth values for programs that read YAML 1.1 (off, no, y)."""
+
+    def words(node: Any) -> Iterator[str]:
+        if isinstance(node, yaml.ScalarNode):
+            if node.style is None and node.value.lower() in _OTHERS_BOOLEANS:
+                yield node.value
+        elif node is not None:
+            for part in node.value:
+                for one in part if isinstance(part, tuple) else (part,):
+                    yield from words(one)
+
+    return list(dict.fromkeys(words(yaml.compose(read_bytes(uri), _AsWritten))))
 
 
 def _said(error: Any) -> str:

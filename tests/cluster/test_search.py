@@ -17,7 +17,7 @@ import yaml
 
 from jobs import tune as tune_job
 from lawm.cluster.search import Ledger, Suggestions, fault_of_the_parameters, mark_pareto, trials_table
-from lawm.cluster.search_space import METRICS, PLANNING, Space, base_config, read_space, with_parameters
+from lawm.cluster.search_space import METRICS, PLANNING, Space, base_config, read_space, unquoted_words, with_parameters
 from lawm.cluster.session import Session
 from lawm.config import ConfigError, LawmError
 from lawm.data import INDEX_SCHEMA, list_videos, write_index
@@ -90,6 +90,7 @@ def test_text_that_looks_like_a_number_is_to_be_quoted(tmp_path: Path) -> None:
         assert base_config(read_space(str(tmp_path / "other.yaml")), "tiny").data.keys == quoted.strip("'")
     text = plain + "set: {encoder.normalize_states: off, train.log_clips: yes, train.steps: 7}\n"
     (tmp_path / "other.yaml").write_text(text)
+    assert unquoted_words(str(tmp_path / "other.yaml")) == ["off", "yes"] and not unquoted_words(written(tmp_path))
     config = base_config(read_space(str(tmp_path / "other.yaml")), "tiny")
     assert (config.encoder.normalize_states, config.train.log_clips, config.train.steps) == ("off", True, 7)
 
