@@ -1,15 +1,18 @@
 """Capacity: one-step and unrolled prediction error with the IDM's latents on held-out clips.
 
-Controls: the deterministic model, zero latents, latents of another video's clip, copying the last state.
+Controls: the deterministic model, zero latents, latents of another video's clip, copying the last state; of pictures
+what the decoder makes of the true states.
 Protocol: spec section 6.1; Garrido et al. 2026, section 5 (figure 4's axis).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lawm.evaluation.perceptual import Pictured, Shown, picture_figures, pictured
 from lawm.evaluation.results import Figure, Missing, PerClip, Values, ratio_figure
 from lawm.evaluation.subject import (
     NO_LATENTS,
@@ -38,6 +41,11 @@ class Capacity(PerClip):
     deterministic: Values
     deterministic_unrolled: Values
     unconstrained: Values
+    pictures: Pictured | Missing
+    unrolled_pictures: Pictured | Missing
+    deterministic_pictures: Pictured | Missing
+    """Unrolled, as the model's own that stand beside them."""
+    true_pictures: Pictured | Missing
 
 
 def normalized(deterministic: np.ndarray, unconstrained: np.ndarray, own: np.ndarray) -> float:
@@ -75,39 +83,55 @@ FIGURES: tuple[Figure[Capacity], ...] = (
     Figure("rate_nats", lambda v: (v.rate,), unit="nats", positive=False),
     Figure("none_error", lambda v: (v.unconstrained,), control="unconstrained", needs="unconstrained"),
 )  # fmt: skip
+SHOWN: tuple[Shown[Capacity], ...] = (
+    Shown("one_step", lambda v: v.pictures),
+    Shown("unrolled", lambda v: v.unrolled_pictures),
+    Shown(
+        "unrolled_vs_deterministic", lambda v: v.unrolled_pictures, lambda v: v.deterministic_pictures, "lower",
+        "the latents tell nothing that the past does not",
+    ),
+    Shown("decoded_truth", lambda v: v.true_pictures, control="what the decoder makes of the true states"),
+)  # fmt: skip
+
+
+def in_pixels(values: Capacity, names: Sequence[str]) -> tuple[Figure[Capacity], ...]:
+    """The figures of pictures."""
+    return picture_figures("capacity", SHOWN, values)
 
 
 @torch.no_grad()
 def measure(subject: Subject, clips: Clips, fitted: None = None) -> Capacity:
     """Per-clip errors of a unit. Errors of all models are taken in the normalised states of the model."""
     model, states, z = subject.model, clips.states, clips.z
-    after, steps = states[:, 1:], states.shape[1] - subject.context
+    after, context, steps = states[:, 1:], subject.context, states.shape[1] - subject.context
 
     def one_step(actions: Tensor | None) -> np.ndarray:
         return per_clip_error(model.world_model(states[:, :-1], actions), after)
 
-    def of(other: LatentActionObjective | Missing) -> tuple[Values, Values]:
-        """One-step and unrolled errors of another model."""
+    def shown(predicted: Tensor, since: int) -> Pictured | Missing:
+        return pictured(subject, clips, torch.cat([states[:, :since], predicted], dim=1), since)
+
+    def of(other: LatentActionObjective | Missing) -> tuple[Values, Values, Tensor | Missing]:
+        """One-step and unrolled errors of another model, and its rollout."""
         if isinstance(other, Missing):
-            return other, other
+            return other, other, other
         theirs, their_z = other_states(other, clips)
         once = subject.in_model_units(other, other.world_model(theirs[:, :-1], their_z))
-        rolled = other.world_model.rollout(theirs[:, : subject.context], their_z, steps)
-        rolled = subject.in_model_units(other, rolled)
-        return per_clip_error(once, after), per_clip_error(rolled, states[:, subject.context :])
+        rolled = subject.in_model_units(other, other.world_model.rollout(theirs[:, :context], their_z, steps))
+        return per_clip_error(once, after), per_clip_error(rolled, states[:, context:]), rolled
 
-    unrolled = model.world_model.rollout(states[:, : subject.context], z, steps)
+    once, unrolled = model.world_model(states[:, :-1], z), model.world_model.rollout(states[:, :context], z, steps)
     partner = clips.partners()
     zero: Values = NO_LATENTS
     shuffled: Values = NO_LATENTS
     if z is not None:
         zero = one_step(torch.zeros_like(z))
         shuffled = SHUFFLES if partner is None else one_step(z[partner])
-    deterministic, deterministic_unrolled = of(subject.deterministic)
+    deterministic, deterministic_unrolled, rolled = of(subject.deterministic)
     return Capacity(
         clips.groups,
-        one_step=one_step(z),
-        unrolled=per_clip_error(unrolled, states[:, subject.context :]),
+        one_step=per_clip_error(once, after),
+        unrolled=per_clip_error(unrolled, states[:, context:]),
         unrolled_last=per_clip_error(unrolled[:, -1], states[:, -1]),
         copy=per_clip_error(states[:, :-1], after),
         zero=zero,
@@ -116,7 +140,11 @@ def measure(subject: Subject, clips: Clips, fitted: None = None) -> Capacity:
         deterministic=deterministic,
         deterministic_unrolled=deterministic_unrolled,
         unconstrained=of(subject.unconstrained)[0],
+        pictures=shown(once, 1),
+        unrolled_pictures=shown(unrolled, context),
+        deterministic_pictures=rolled if isinstance(rolled, Missing) else shown(rolled, context),
+        true_pictures=pictured(subject, clips, states, context),
     )
 
 
-EVALUATION = Evaluation("capacity", measure, FIGURES)
+EVALUATION = Evaluation("capacity", measure, FIGURES, more=in_pixels)

@@ -7,7 +7,7 @@ variances are added, and the degrees of freedom are Welch's (1947) for the two n
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -97,14 +97,7 @@ def shared_clips(first: Kept, second: Kept) -> tuple[np.ndarray, np.ndarray] | N
 
 
 def _only(kept: Kept, rows: np.ndarray) -> Kept:
-    return replace(kept, clips=tuple(kept.clips[i] for i in rows), values=rows_of(kept.values, rows))
-
-
-def rows_of(values: PerClip, rows: np.ndarray) -> PerClip:
-    """The values of some clips."""
-    every: dict[str, Any] = {f.name: getattr(values, f.name) for f in fields(values)}
-    made: Any = type(values)
-    return made(**{k: v if isinstance(v, Missing) else v[rows] for k, v in every.items()})
+    return replace(kept, clips=tuple(kept.clips[i] for i in rows), values=kept.values.at(rows))
 
 
 def _arrays(figure: Figure[Any], values: PerClip) -> list[np.ndarray]:

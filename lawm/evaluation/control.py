@@ -3,6 +3,7 @@
 Protocol: spec section 6.6; Garrido et al. 2026, section 7 and table S1 (controller over IDM rollouts).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from lawm.evaluation.intervals import ratio
+from lawm.evaluation.perceptual import Pictured, Shown, picture_figures, pictured
 from lawm.evaluation.results import Figure, Missing, PerClip, Values, ratio_figure
 from lawm.evaluation.subject import SHUFFLES, Clips, Evaluation, Subject, no_latents, per_clip_error, to_numpy
 from lawm.training import ControllerObjective, LatentActionObjective
@@ -28,6 +30,8 @@ class Control(PerClip):
     l2: np.ndarray
     inverse: np.ndarray
     guess: np.ndarray
+    idm_pictures: Pictured | Missing
+    controller_pictures: Pictured | Missing
 
 
 STILL = 1e-10
@@ -61,6 +65,19 @@ FIGURES: tuple[Figure[Control], ...] = (
         one="1.0: as good as guessing the mean action",
     ),
 )  # fmt: skip
+SHOWN: tuple[Shown[Control], ...] = (
+    Shown(
+        "controller_vs_idm", lambda v: v.controller_pictures, lambda v: v.idm_pictures, "lower",
+        "real actions do as well as inferred latents, or neither matters",
+    ),
+    Shown("controller_rollout", lambda v: v.controller_pictures),
+    Shown("idm_rollout", lambda v: v.idm_pictures),
+)  # fmt: skip
+
+
+def in_pixels(values: Control, names: Sequence[str]) -> tuple[Figure[Control], ...]:
+    """The figures of pictures (tables S1 and S2, left)."""
+    return picture_figures("control", SHOWN, values)
 
 
 @torch.no_grad()
@@ -81,15 +98,18 @@ def measure(subject: Subject, clips: Clips, fitted: None = None) -> Control:
     shuffled: Values = SHUFFLES
     if partner is not None:
         shuffled = per_clip_error(rollout_actions(model, objective, start, actions[partner]), target)
+    by_idm, by_actions = model.world_model.rollout(start, z, steps), rollout_actions(model, objective, start, actions)
     return Control(
         clips.groups,
-        idm=per_clip_error(model.world_model.rollout(start, z, steps), target),
-        controller=per_clip_error(rollout_actions(model, objective, start, actions), target),
+        idm=per_clip_error(by_idm, target),
+        controller=per_clip_error(by_actions, target),
         shuffled=shuffled,
         cosine=to_numpy(F.cosine_similarity(from_truth, z, dim=-1).mean(dim=1)),
         l2=to_numpy((from_truth - z).norm(dim=-1).mean(dim=1)),
         inverse=to_numpy(inverse),
         guess=to_numpy(guess),
+        idm_pictures=pictured(subject, clips, torch.cat([start, by_idm], dim=1), context),
+        controller_pictures=pictured(subject, clips, torch.cat([start, by_actions], dim=1), context),
     )
 
 
@@ -113,4 +133,4 @@ def lacks(subject: Subject) -> str:
     return subject.controller.reason if isinstance(subject.controller, Missing) else no_latents(subject)
 
 
-EVALUATION = Evaluation("control", measure, FIGURES, labelled=True, lacks=lacks)
+EVALUATION = Evaluation("control", measure, FIGURES, labelled=True, lacks=lacks, more=in_pixels)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lawm.evaluation.perceptual import Pictured, Shown, picture_figures, pictured
 from lawm.evaluation.results import Figure, Missing, PerClip, Values, ratio_figure
 from lawm.evaluation.subject import SHUFFLES, Clips, Evaluation, Subject, no_latents, per_clip_error
 
@@ -28,6 +29,8 @@ class Cycle(PerClip):
     zero: Values
     seconds: Values
     asked: np.ndarray
+    original_pictures: Pictured | Missing
+    transfer_pictures: Pictured | Missing
 
 
 FIGURES: tuple[Figure[Cycle], ...] = (
@@ -45,6 +48,19 @@ FIGURES: tuple[Figure[Cycle], ...] = (
     ratio_figure("cycle_shuffled_ratio", lambda v: (v.shuffled, v.original), control="shuffled latents"),
     ratio_figure("cycle_zero_ratio", lambda v: (v.zero, v.original), control="zero latents"),
 )  # fmt: skip
+SHOWN: tuple[Shown[Cycle], ...] = (
+    Shown(
+        "cycle_ratio", lambda v: v.transfer_pictures, lambda v: v.original_pictures, "lower",
+        "the action survives the way through another video, or the latents are not used",
+    ),
+    Shown("cycle_original", lambda v: v.original_pictures),
+    Shown("cycle_transfer", lambda v: v.transfer_pictures),
+)  # fmt: skip
+
+
+def in_pixels(values: Cycle, names: Sequence[str]) -> tuple[Figure[Cycle], ...]:
+    """The figures of pictures."""
+    return picture_figures("cycle", SHOWN, values)
 
 
 @torch.no_grad()
@@ -55,8 +71,8 @@ def measure(subject: Subject, clips: Clips, fitted: None = None) -> Cycle:
     asked = np.full(len(clips), subject.cycle_seconds)
     partner, other = clips.partners(), clips.partners(1)
     if partner is None or other is None:
-        none = SHUFFLES
-        return Cycle(clips.groups, original=none, transfer=none, shuffled=none, zero=none, seconds=none, asked=asked)
+        one_video = dict.fromkeys(("original", "transfer", "shuffled", "zero", "seconds"), SHUFFLES)
+        return Cycle(clips.groups, asked=asked, original_pictures=SHUFFLES, transfer_pictures=SHUFFLES, **one_video)
     each = model.frames_per_state / subject.fps  # seconds a state
     steps = min(whole.shape[1] - context, max(1, round(subject.cycle_seconds / each)))
     states = whole[:, : context + steps]
@@ -71,18 +87,26 @@ def measure(subject: Subject, clips: Clips, fitted: None = None) -> Cycle:
     assert inferred is not None
     again = inferred[:, context - 1 :]
 
-    def against_a(latents: torch.Tensor) -> np.ndarray:
-        rollout = model.world_model.rollout(start_a, torch.cat([own, latents], dim=1), steps)
+    def on_a(latents: torch.Tensor) -> torch.Tensor:
+        return model.world_model.rollout(start_a, torch.cat([own, latents], dim=1), steps)
+
+    def against_a(rollout: torch.Tensor) -> np.ndarray:
         return per_clip_error(rollout, states[:, context:])
 
+    def shown(rollout: torch.Tensor) -> Pictured | Missing:
+        return pictured(subject, clips, torch.cat([start_a, rollout], dim=1), context)
+
+    original, transfer = on_a(rolled), on_a(again)
     return Cycle(
         clips.groups,
-        original=against_a(rolled),
-        transfer=against_a(again),
-        shuffled=against_a(again[other]),
-        zero=against_a(torch.zeros_like(rolled)),
+        original=against_a(original),
+        transfer=against_a(transfer),
+        shuffled=against_a(on_a(again[other])),
+        zero=against_a(on_a(torch.zeros_like(rolled))),
         seconds=np.full(len(clips), steps * each),
         asked=asked,
+        original_pictures=shown(original),
+        transfer_pictures=shown(transfer),
     )
 
 
@@ -99,4 +123,4 @@ def note(values: Cycle, names: Sequence[str]) -> str:
     return f"over {values.seconds[0]:g} s, the whole clip (table 2: 2 s)"
 
 
-EVALUATION = Evaluation("cycle", measure, FIGURES, lacks=lacks, note=note)
+EVALUATION = Evaluation("cycle", measure, FIGURES, lacks=lacks, more=in_pixels, note=note)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lawm.evaluation.intervals import share_explained
+from lawm.evaluation.perceptual import Pictured, Shown, compared, picture_figures
 from lawm.evaluation.results import Figure, Missing, PerClip, Values, ratio_figure
 from lawm.evaluation.subject import SHUFFLES, Clips, Evaluation, Fit, Subject, other_states, per_clip_error
 from lawm.training import ClipBatch, LatentActionObjective
@@ -50,6 +51,8 @@ class Leakage(PerClip):
     across_cut: Values
     across_copy_cut: Values
     across_deterministic_cut: Values
+    cut_pictures: Pictured | Missing
+    uncut_pictures: Pictured | Missing
 
 
 Pair = tuple[Values, ...]
@@ -123,11 +126,25 @@ FIGURES: tuple[Figure[Leakage], ...] = (
 )  # fmt: skip
 
 
+SHOWN: tuple[Shown[Leakage], ...] = (
+    Shown(
+        "leakage_ratio", lambda v: v.cut_pictures, lambda v: v.uncut_pictures, "higher", "the latents carry the frame"
+    ),
+    Shown("at_cut", lambda v: v.cut_pictures),
+    Shown("without_cut", lambda v: v.uncut_pictures),
+)
+
+
 def at_each_cut(values: Leakage, names: Sequence[str]) -> tuple[Figure[Leakage], ...]:
     """Score and ratio at each cut, where there are several."""
     cuts = values.cuts[0]
     each = (main_figures(f"[cut at state {cut}]", place) for place, cut in enumerate(cuts))
     return tuple(figure for both in each for figure in both) if len(cuts) > 1 else ()
+
+
+def more_figures(values: Leakage, names: Sequence[str]) -> tuple[Figure[Leakage], ...]:
+    """Those of each cut, and those of pictures (table 1)."""
+    return (*at_each_cut(values, names), *picture_figures("leakage", SHOWN, values))
 
 
 def note(values: Leakage, names: Sequence[str]) -> str:
@@ -210,6 +227,7 @@ class AtCuts:
     copy: np.ndarray
     deterministic: Values
     wanted: list[Tensor]
+    pictures: Pictured | Missing
 
 
 def at_cuts(subject: Subject, before: ClipBatch, clips: Clips, cuts: Sequence[int]) -> AtCuts:
@@ -222,8 +240,28 @@ def at_cuts(subject: Subject, before: ClipBatch, clips: Clips, cuts: Sequence[in
     def of(one: LatentActionObjective) -> np.ndarray:
         return errors(predicted_after(subject, one, before, after, cuts), wanted)
 
+    own = predicted_after(subject, model, before, after, cuts)
     copied = errors([past[:, cut - 1] for cut in cuts], wanted)
-    return AtCuts(of(model), copied, twin if isinstance(twin, Missing) else of(twin), wanted)
+    drawn = pictures_at(subject, clips, past, own, cuts)
+    return AtCuts(errors(own, wanted), copied, twin if isinstance(twin, Missing) else of(twin), wanted, drawn)
+
+
+def pictures_at(
+    subject: Subject, clips: Clips, past_BTND: Tensor, predicted: Sequence[Tensor], cuts: Sequence[int]
+) -> Pictured | Missing:
+    """Pictures of the states predicted after each cut, whose past the decoder sees too, beside the clips' true
+    frames."""
+    frames, each = clips.frames, subject.model.frames_per_state
+    if isinstance(frames, Missing):
+        return frames
+    drawn = []
+    for cut, state in zip(cuts, predicted, strict=True):
+        made = subject.pixels(torch.cat([past_BTND[:, :cut], state[:, None]], dim=1))
+        if isinstance(made, Missing):
+            return made
+        drawn.append(made[:, -each:])
+    true = [frames[:, cut * each : (cut + 1) * each] for cut in cuts]
+    return compared(torch.cat(drawn, dim=1), torch.cat(true, dim=1), clips.groups)
 
 
 @torch.no_grad()
@@ -241,6 +279,7 @@ def measure(subject: Subject, clips: Clips, code: "CopyingCode | Missing") -> Le
     def without(one: LatentActionObjective | Missing) -> Values:
         return one if isinstance(one, Missing) else errors(predicted_uncut(subject, one, clips, cuts), uncut)
 
+    own = predicted_uncut(subject, subject.model, clips, cuts)
     within = None if partner is None else at_cuts(subject, taken(clips.batch, partner), clips, cuts)
     across = None
     if clips.other is not None:
@@ -250,7 +289,7 @@ def measure(subject: Subject, clips: Clips, code: "CopyingCode | Missing") -> Le
         clips.groups,
         cuts=np.tile(cuts, (len(clips), 1)),
         cut=SHUFFLES if within is None else within.own,
-        uncut=without(subject.model),
+        uncut=errors(own, uncut),
         copy_cut=SHUFFLES if within is None else within.copy,
         copy_uncut=errors([states[:, cut - 1] for cut in cuts], uncut),
         deterministic_cut=SHUFFLES if within is None else within.deterministic,
@@ -260,6 +299,8 @@ def measure(subject: Subject, clips: Clips, code: "CopyingCode | Missing") -> Le
         across_cut=NO_OTHER if across is None else across.own,
         across_copy_cut=NO_OTHER if across is None else across.copy,
         across_deterministic_cut=NO_OTHER if across is None else across.deterministic,
+        cut_pictures=SHUFFLES if within is None else within.pictures,
+        uncut_pictures=pictures_at(subject, clips, states, own, cuts),
     )
 
 
@@ -310,5 +351,5 @@ def fit_code(collected: Sequence[States], seed: int) -> CopyingCode:
 
 
 EVALUATION = Evaluation(
-    "leakage", measure, FIGURES, fit=Fit(collect, fit_code, FIT_CLIPS, required=False), more=at_each_cut, note=note
+    "leakage", measure, FIGURES, fit=Fit(collect, fit_code, FIT_CLIPS, required=False), more=more_figures, note=note
 )

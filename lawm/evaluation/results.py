@@ -104,8 +104,13 @@ class PerClip:
     def at(self, which: np.ndarray) -> Self:
         """The values of some clips, in that order; `which`: indices, or whether, [B]."""
         fields: dict[str, Any] = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        taken: dict[str, Any] = {k: v if isinstance(v, Missing) else v[which] for k, v in fields.items()}
-        return type(self)(**taken)
+
+        def of(value: Any) -> Any:
+            if isinstance(value, Missing):
+                return value
+            return value.at(which) if isinstance(value, PerClip) else value[which]
+
+        return type(self)(**{name: of(value) for name, value in fields.items()})
 
 
 T = TypeVar("T", bound=PerClip)

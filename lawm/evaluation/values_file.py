@@ -1,21 +1,22 @@
 """Values of single clips as a Parquet file: what figures were made of, for differences between runs.
 
 A row is a clip: `clip` (its name), `group` (its video) and a column for each value; arrays of several numbers a clip
-are lists, whose shape stands in the file's metadata. A value that is missing has no column, but a reason there.
+are lists, whose shape stands in the file's metadata. A value that is missing has no column, but a reason there; those
+of a group within have its name before theirs (`pictured.psnr`).
 """
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lawm.config import LawmError
-from lawm.evaluation.results import Figure, Kept, Missing, PerClip
+from lawm.evaluation.results import Figure, Kept, Missing, PerClip, Values
 from lawm.parquet import read_parquet
 
 if TYPE_CHECKING:
@@ -53,22 +54,43 @@ def values_to_bytes(kept: Kept) -> bytes:
     columns["group"] = pa.array([str(group) for group in kept.values.groups], pa.string())
     shapes: dict[str, list[int]] = {}
     missing: dict[str, str] = {}
-    for field in fields(kept.values):
-        value = getattr(kept.values, field.name)
-        if field.name == "groups":
-            continue
+    for name, value in _flat(kept.values):
         if isinstance(value, Missing):
-            missing[field.name] = value.reason
+            missing[name] = value.reason
             continue
         flat = pa.array(value.reshape(-1))
-        shapes[field.name] = list(value.shape[1:])
+        shapes[name] = list(value.shape[1:])
         each = int(np.prod(value.shape[1:]))
-        columns[field.name] = flat if value.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, each)
+        columns[name] = flat if value.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, each)
     about = {"format": FORMAT, "evaluation": kept.evaluation, "dataset": kept.dataset, "step": kept.step}
     about |= {"names": list(kept.names), "shapes": shapes, "missing": missing}
     sink = io.BytesIO()
     pq.write_table(pa.table(columns).replace_schema_metadata({ABOUT: json.dumps(about).encode()}), sink)
     return sink.getvalue()
+
+
+def _flat(values: PerClip, before: str = "") -> Iterator[tuple[str, Values]]:
+    """Every value by its name; those of a group within as `group.name`."""
+    for field in fields(values):
+        value = getattr(values, field.name)
+        if isinstance(value, PerClip):
+            yield from _flat(value, f"{before}{field.name}.")
+        elif field.name != "groups":
+            yield f"{before}{field.name}", value
+
+
+def _rebuilt(kind: type[PerClip], groups: np.ndarray, found: Mapping[str, Values], before: str = "") -> PerClip:
+    """What `_flat` took apart. Raises KeyError where a value is neither there nor missing."""
+    made: dict[str, Any] = {"groups": groups}
+    for name, hint in get_type_hints(kind).items():
+        within = next((t for t in get_args(hint) or (hint,) if isinstance(t, type) and issubclass(t, PerClip)), None)
+        if name == "groups":
+            continue
+        if within is None or f"{before}{name}" in found:
+            made[name] = found[f"{before}{name}"]
+        else:
+            made[name] = _rebuilt(within, groups, found, f"{before}{name}.")
+    return kind(**made)
 
 
 def values_from_bytes(data: bytes, where: str, says: dict[str, Said]) -> Kept:
@@ -80,10 +102,7 @@ def values_from_bytes(data: bytes, where: str, says: dict[str, Said]) -> Kept:
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
         raise LawmError(f"{where}: not a file of values per clip; remove it, and {REMEDY}") from error
     name = about["evaluation"]
-    wanted = {field.name for field in fields(says[name].values)} if name in says else set()
-    if about["format"] != FORMAT or wanted != {"groups", *about["shapes"], *about["missing"]}:
-        raise LawmError(f"{where}: values of {name} as another version of lawm made them; {REMEDY}")
-    values: dict[str, Any] = {"groups": np.array(table["group"].to_pylist(), dtype=object)}
+    values: dict[str, Values] = {}
     for field, shape in about["shapes"].items():
         column = table[field].combine_chunks()
         flat = (column.flatten() if shape else column).to_numpy(zero_copy_only=False)
@@ -91,4 +110,12 @@ def values_from_bytes(data: bytes, where: str, says: dict[str, Said]) -> Kept:
     values |= {field: Missing(reason) for field, reason in about["missing"].items()}
     clips = tuple(table["clip"].to_pylist())
     place = about["dataset"], about["step"]
-    return Kept(name, *place, clips, says[name].values(**values), tuple(about["names"]))
+    groups = np.array(table["group"].to_pylist(), dtype=object)
+    try:
+        made = _rebuilt(says[name].values, groups, values)
+        whole = about["format"] == FORMAT and {field for field, _ in _flat(made)} == values.keys()
+    except KeyError:
+        whole = False
+    if not whole:
+        raise LawmError(f"{where}: values of {name} as another version of lawm made them; {REMEDY}")
+    return Kept(name, *place, clips, made, tuple(about["names"]))

@@ -21,9 +21,11 @@ STALLED_S = 20.0
 """Seconds without a byte after which a download is given up."""
 
 
-def load_lpips() -> nn.Module:
+def load_lpips(download: bool = True) -> nn.Module:
     """LPIPS (Zhang et al. 2018) with its VGG-16 backbone, from torch's folder of weights (TORCH_HOME/hub/checkpoints)
-    or from a download; raises LawmError where it cannot be had."""
+    or from a download of 528 MB; raises LawmError where it cannot be had."""
+    if not download and not (Path(torch.hub.get_dir()) / "checkpoints" / VGG).exists():
+        raise LawmError(f"LPIPS needs {VGG} in {Path(torch.hub.get_dir()) / 'checkpoints'} ($TORCH_HOME/hub)")
     try:
         import lpips
 
