@@ -1,16 +1,25 @@
-"""Measure a checkpoint: capacity, leakage, cycle consistency, controller and probes, with intervals and controls.
+"""Measure a checkpoint: capacity, leakage, cycle, transfer, controllability, sampling, controller and probes.
 
 lawm evaluate --checkpoint runs/mine --deterministic runs/mine-deterministic
 """
 
 import sys
+from collections.abc import Sequence
 
 from jobs._cli import base_parser, describe, run_job, say
 from jobs._run import add_data_arguments, checkpoint_config, child_of, record, write_results
 from lawm import storage
-from lawm.config import Config, LawmError, parse_config
+from lawm.config import Config, LawmError, override, parse_config
 
-NAMES = ("capacity", "leakage", "cycle", "control", "probes")
+NAMES = ("capacity", "leakage", "cycle", "transfer", "controllability", "sampling", "control", "probes")
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """The evaluations asked for; `all` of them. Raises LawmError for a name that there is not."""
+    odd = [name for name in names if name not in (*NAMES, "all")]
+    if odd:
+        raise LawmError(f"--suite {odd[0]}: there are {', '.join(NAMES)}, all")
+    return list(NAMES) if "all" in names else list(dict.fromkeys(names))
 
 
 def beside(checkpoint: str) -> str:
@@ -75,8 +84,18 @@ def main(argv: list[str] | None = None) -> int:
         help="a decoder of this checkpoint, for figures in pixels, from the videos (default: RUN-decoder, where it is)",
     )
     parser.add_argument(
-        "--which", nargs="+", choices=NAMES, default=list(NAMES), help="evaluations (default: all that the data allow)"
+        "--suite",
+        "--which",
+        dest="which",
+        nargs="+",
+        metavar="NAME",
+        default=["all"],
+        help=f"evaluations, of {', '.join(NAMES)} (default: all, as far as the data allow; --which is the same)",
     )
+    parser.add_argument(
+        "--across", metavar="INDEX",
+        help="another data set, cut over from to measure leakage across data sets (evaluate.cut_with)",
+    )  # fmt: skip
     parser.add_argument(
         "--dataset", metavar="NAME", help="a name for the data; what they are to the training is added to it"
     )
@@ -84,7 +103,10 @@ def main(argv: list[str] | None = None) -> int:
         "--out", metavar="FILE.json", help="where the results go (default: evaluation.json beside the checkpoint)"
     )
     args = parser.parse_args(argv)
+    which = chosen(args.which)
     config = checkpoint_config(args)
+    if args.across:
+        config = override(config, "evaluate.cut_with", storage.absolute(args.across), typed=False)
 
     from lawm.cluster.evaluate import Company, check_asked, evaluate, needs
     from lawm.cluster.session import start
@@ -103,13 +125,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         for uri in company.all:
             read_about(uri)
-        work = check_asked(config, company, args.which)
+        work = check_asked(config, company, which)
         clips = sum(len(unit.positions) for unit in work.units if "capacity" in unit.which) or None
-        describe(config, needs(config), clips, evaluations=args.which, out=out)
+        describe(config, needs(config), clips, evaluations=which, out=out)
         return 0
     storage.check_folder(out.rpartition("/")[0] or "/")
     with start(config.cluster, needs=needs(config)):
-        measured = evaluate(config, company, args.which, args.dataset)
+        measured = evaluate(config, company, which, args.dataset)
     write_results(out, measured)
     table = record(out, measured, model)
     print_sections(results_sections(args.checkpoint, measured))

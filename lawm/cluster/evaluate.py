@@ -5,7 +5,8 @@ whatever the number of actors. What evaluations fit (the code that copies) is fi
 videos of the other side of the split.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,7 +34,7 @@ from lawm.evaluation import (
     given,
     summarize,
 )
-from lawm.model import check_state_a_frame, states_per_clip
+from lawm.model import Langevin, check_state_a_frame, states_per_clip
 from lawm.training import (
     autocast,
     check_actions,
@@ -143,6 +144,7 @@ class Evaluator:
             context=e.context,
             cycle_seconds=e.cycle_seconds,
             cut_positions=e.cut_positions,
+            langevin=Langevin(e.langevin_steps, e.langevin_step, e.langevin_noise),
             fps=self.config.data.clip.fps,
             seed=e.seed,
         )
@@ -166,8 +168,16 @@ class Evaluator:
             return None, [*refused, *(f"{one.key}: left without a clip of another video beside it" for one in good)]
         if not good:
             return None, refused
-        seed = self.config.evaluate.seed * 1_000_003 + unit.number
-        return Clips(self.subject.model, collate(good).to(self.device), groups, seed), refused
+        seed, other = self.config.evaluate.seed * 1_000_003 + unit.number, None
+        if self.others is not None and not unit.fits and "leakage" in unit.which:
+            beside = list(itertools.islice(good_clips(self.others, unit.number * len(unit.positions)), len(good)))
+            other = Clips(self.subject.model, collate(beside).to(self.device), [one.group for one in beside])
+        return Clips(self.subject.model, collate(good).to(self.device), groups, seed, other), refused
+
+    @cached_property
+    def others(self) -> ClipReader | None:
+        """Clips of the data set that is cut over from, where there is one."""
+        return other_clips(self.config)
 
     @torch.no_grad()
     def run(self, unit: Unit, fitted: dict[str, Any]) -> Found:
@@ -190,6 +200,27 @@ class Evaluator:
         if isinstance(ready, Missing) and evaluation.fit.required:
             return ready
         return evaluation.measure(self.subject, clips, ready)
+
+
+def other_clips(config: Config) -> ClipReader | None:
+    """The clips of `evaluate.cut_with`; None where there is none. Raises LawmError where it has none that fits."""
+    if config.evaluate.cut_with is None:
+        return None
+    gone = {"cache": None, "labels": None, "keys": None, "mixture": ()}
+    data = config.data.model_copy(update={"index": config.evaluate.cut_with, **gone})
+    return ClipReader(config.model_copy(update={"data": data}), "all", False, True)
+
+
+def good_clips(reader: ClipReader, first: int) -> Iterator[Sample]:
+    """Its clips from a position on, round and round; raises LawmError where a whole round gives none."""
+    missed = 0
+    for position in itertools.count(first):
+        found = reader.try_sample(position % len(reader.plan))
+        missed = 0 if isinstance(found, Sample) else missed + 1
+        if isinstance(found, Sample):
+            yield found
+        elif missed >= len(reader.plan):
+            raise LawmError(f"{reader.config.data.index}: none of its clips can be read; the first: {found.message}")
 
 
 # ---------------------------------------------------------------- what is to be done
@@ -276,6 +307,10 @@ def plan_work(config: Config, company: Company, which: Sequence[str]) -> Work:
         clips = min(fit.clips or e.clips, e.clips)
         own, _ = units_of(reader, side, SUITE[name].labelled or always, clips, e.batch, [name], fits=True)
         fits += own
+    if e.cut_with is not None and "leakage" in which:
+        others = other_clips(config)
+        assert others is not None
+        notes.append(f"across: the frames before those cuts are of {e.cut_with}, {len(others.plan)} clips")
     labels = plain.labels or (None if isinstance(labelled, Missing) else labelled.labels)
     return Work(units, fits, missing, unfitted, notes, plain, videos, labels)
 

@@ -23,6 +23,14 @@ class EvaluateConfig(Frozen):
     cut_positions: Literal["all", "middle"] = "all"
     """Before which states clips are cut over to another one (leakage): all that have one before them, or the middle
     one. An encoder that looks back in time encodes each of these clips anew; others need no further pass."""
+    cut_with: str | None = None
+    """Index of another data set, whose clips are cut over to the measured ones as well (leakage across data sets)."""
+    langevin_steps: int = Field(200, ge=0)
+    """Sparse latents are drawn by so many steps of Langevin dynamics ..."""
+    langevin_step: float = Field(0.01, gt=0)
+    """... of this size ..."""
+    langevin_noise: float | None = Field(None, ge=0)
+    """... with noise of this standard deviation; None: the square root of the size (equation 4)."""
 
 
 Amount = float | tuple[float, ...] | dict[str, float]

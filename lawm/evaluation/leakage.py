@@ -252,14 +252,15 @@ def pictures_at(
     """Pictures of the states predicted after each cut, whose past the decoder sees too, beside the clips' true
     frames."""
     frames, each = clips.frames, subject.model.frames_per_state
-    if isinstance(frames, Missing):
-        return frames
     drawn = []
     for cut, state in zip(cuts, predicted, strict=True):
         made = subject.pixels(torch.cat([past_BTND[:, :cut], state[:, None]], dim=1))
         if isinstance(made, Missing):
             return made
+        if isinstance(frames, Missing):
+            return frames
         drawn.append(made[:, -each:])
+    assert isinstance(frames, Tensor)
     true = [frames[:, cut * each : (cut + 1) * each] for cut in cuts]
     return compared(torch.cat(drawn, dim=1), torch.cat(true, dim=1), clips.groups)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lawm.evaluation.partners import ONE_VIDEO, derange
 from lawm.evaluation.results import Figure, Missing, PerClip
-from lawm.model import LatentActions, PixelStates
+from lawm.model import Langevin, LatentActions, PixelStates
 from lawm.training import ClipBatch, ControllerObjective, DecoderObjective, LatentActionObjective, decode_states
 
 NO_LATENTS = Missing("a deterministic model has no latent actions")
@@ -60,6 +60,8 @@ class Subject:
     """How long cycles are rolled out (as far as the clips go)."""
     cut_positions: Literal["all", "middle"] = "all"
     """Where clips are cut to measure leakage: before every state that has one before it, or before the middle one."""
+    langevin: Langevin = field(default_factory=Langevin)
+    """How sparse latents are drawn."""
     fps: float = 4.0
     seed: int = 0
 
@@ -134,6 +136,11 @@ class Clips:
     def rate(self) -> Tensor | None:
         """Nats a transition of each clip, [B]; None where the bottleneck has no rate."""
         return self._latents.rate_B
+
+    @property
+    def spread(self) -> Tensor | None:
+        """Standard deviations of the latents' posteriors, [B, T-1, Z]; None where they have none."""
+        return self._latents.spread_BTZ
 
     @property
     def actions(self) -> Tensor:

@@ -2,10 +2,28 @@
 
 from typing import Any
 
-from lawm.evaluation import capacity, control, cycle, leakage, probes
+from lawm.evaluation import (
+    capacity,
+    control,
+    controllability,
+    cycle,
+    leakage,
+    probes,
+    sampling,
+    transfer,
+)
 from lawm.evaluation.subject import Evaluation
 
 SUITE: dict[str, Evaluation[Any]] = {
     one.name: one
-    for one in (capacity.EVALUATION, leakage.EVALUATION, cycle.EVALUATION, control.EVALUATION, probes.EVALUATION)
+    for one in (
+        capacity.EVALUATION,
+        leakage.EVALUATION,
+        cycle.EVALUATION,
+        transfer.EVALUATION,
+        controllability.EVALUATION,
+        sampling.EVALUATION,
+        control.EVALUATION,
+        probes.EVALUATION,
+    )
 }

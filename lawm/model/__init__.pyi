@@ -11,6 +11,7 @@ from lawm.model.encoder.tubelets import looks_back as looks_back
 from lawm.model.encoder.tubelets import past_counts as past_counts
 from lawm.model.encoder.tubelets import states_per_clip as states_per_clip
 from lawm.model.encoder.weights import check_keys as check_keys
+from lawm.model.latent_action.base import Langevin as Langevin
 from lawm.model.latent_action.base import LatentActions as LatentActions
 from lawm.model.latent_action.base import effective_rank as effective_rank
 from lawm.model.latent_action.model import LatentActionModel as LatentActionModel

@@ -4,13 +4,13 @@ Legend: B batch, T states, N tokens of a state, D state width, K code width, Z l
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lawm.config import Adaptive
-from lawm.model.latent_action.base import Bottleneck, LatentActions
+from lawm.model.latent_action.base import Bottleneck, Langevin, LatentActions
 from lawm.model.latent_action.noisy import LITTLE, gaussian, kl_of_gaussian
 
 
@@ -76,6 +76,10 @@ class AdaptiveBottleneck(Bottleneck):
         ascent = -(raw * up).mean() * self.DUAL
         figures = {"target_missed": excess.abs().mean(), "at_limit": stuck.float().mean()}
         return ascent - ascent.detach(), figures
+
+    def drawn(self, shape: Sequence[int], generator: torch.Generator, dynamics: Langevin) -> Tensor:
+        """From the prior, N(0, I)."""
+        return torch.randn(tuple(shape), generator=generator)
 
     def kl_of_numbers(self, codes_BTK: Tensor) -> Tensor:
         return kl_of_gaussian(codes_BTK)

@@ -3,7 +3,7 @@
 Legend: B batch, T states, N tokens of a state, D state width, K code width, Z latent-action width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,16 @@ class LatentActions:
     rate_BT: Tensor | None = None
     spread_BTZ: Tensor | None = None
     code_BT: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """How latents are drawn from an energy: z <- z - (step / 2) dE/dz + eps, eps ~ N(0, noise^2), `steps` times from
+    N(0, I); `noise` None: sqrt(step) (Garrido et al. 2026, equation 4)."""
+
+    steps: int = 200
+    step: float = 0.01
+    noise: float | None = None
 
 
 class Bottleneck(nn.Module):
@@ -62,6 +72,11 @@ class Bottleneck(nn.Module):
     def codes_taken(self, codes_BTK: Tensor) -> Tensor | None:
         """Which code of the codebook each latent is, [B, T-1]; None without a codebook."""
         return None
+
+    def drawn(self, shape: Sequence[int], generator: torch.Generator, dynamics: Langevin) -> Tensor:
+        """Latents of that shape [..., Z] from the distribution that the bottleneck asks for, on the CPU. Raises
+        TypeError where it asks for none."""
+        raise TypeError(f"{type(self).__name__} names no distribution of its latents")
 
     def hidden_matrices(self) -> Iterator[Tensor]:
         """Its own weights that Muon may have (spec section 4)."""

@@ -4,7 +4,7 @@ Legend: B batch, T states, N tokens of a state, D state width, K code width, Z l
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lawm.config import Discrete
-from lawm.model.latent_action.base import Bottleneck, LatentActions
+from lawm.model.latent_action.base import Bottleneck, Langevin, LatentActions
 from lawm.model.latent_action.ranks import from_first_rank, rows_of_all_ranks, sum_over_ranks
 
 
@@ -56,6 +56,13 @@ class DiscreteBottleneck(Bottleneck):
         return LatentActions(
             z.unflatten(0, each).to(codes_BTK.dtype), penalty, metrics, code_BT=index.unflatten(0, each)
         )
+
+    def drawn(self, shape: Sequence[int], generator: torch.Generator, dynamics: Langevin) -> Tensor:
+        """The codes in use at the end of training (all, where none was), each as likely."""
+        used = (self.unused_for < self.config.reset_after).nonzero().flatten().cpu()
+        pick = used if len(used) else torch.arange(len(self.codebook))
+        chosen = pick[torch.randint(len(pick), tuple(shape[:-1]), generator=generator)]
+        return self.codebook.detach().float().cpu()[chosen]
 
     def codes_taken(self, codes_BTK: Tensor) -> Tensor:
         flat = codes_BTK.float().flatten(0, 1)

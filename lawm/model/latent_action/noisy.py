@@ -4,13 +4,13 @@ Legend: B batch, T states, N tokens of a state, D state width, K code width, Z l
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lawm.config import Noisy
-from lawm.model.latent_action.base import Bottleneck, LatentActions
+from lawm.model.latent_action.base import Bottleneck, Langevin, LatentActions
 
 LITTLE = 0.1
 """Nats under which a posterior is the prior."""
@@ -29,6 +29,10 @@ class NoisyBottleneck(Bottleneck):
         metrics = {"kl_nats": kl.detach(), "latent_l1": mu.detach().abs().sum(-1).mean()}
         each = {"rate_BT": kl_BT.detach(), "spread_BTZ": sigma.detach()}
         return LatentActions(z, self.config.beta * kl, metrics, kl_BT.detach().mean(1), **each)
+
+    def drawn(self, shape: Sequence[int], generator: torch.Generator, dynamics: Langevin) -> Tensor:
+        """From the prior, N(0, I)."""
+        return torch.randn(tuple(shape), generator=generator)
 
     def kl_of_numbers(self, codes_BTK: Tensor) -> Tensor:
         return kl_of_gaussian(codes_BTK)

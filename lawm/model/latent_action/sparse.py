@@ -4,13 +4,13 @@ Legend: B batch, T states, N tokens of a state, D state width, K code width, Z l
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lawm.config import Sparse
-from lawm.model.latent_action.base import Bottleneck, LatentActions
+from lawm.model.latent_action.base import Bottleneck, Langevin, LatentActions
 from lawm.model.latent_action.ranks import gather_with_gradient
 
 
@@ -51,6 +51,17 @@ class SparseBottleneck(Bottleneck):
         metrics = {"vcm_variance": spread, "vcm_covariance": crossed, "vcm_mean": centre, "energy": energy}
         metrics["latent_l1"] = z.abs().sum(-1).mean()
         return LatentActions(codes_BTK, penalty, {k: v.detach() for k, v in metrics.items()})
+
+    def drawn(self, shape: Sequence[int], generator: torch.Generator, dynamics: Langevin) -> Tensor:
+        """By Langevin dynamics of the energy."""
+        z = torch.randn(tuple(shape), generator=generator)
+        spread = dynamics.step**0.5 if dynamics.noise is None else dynamics.noise
+        for _ in range(dynamics.steps):
+            with torch.enable_grad():
+                at = z.requires_grad_(True)
+                (slope,) = torch.autograd.grad(self.energy(at).sum(), at)
+            z = z.detach() - dynamics.step / 2 * slope + spread * torch.randn(z.shape, generator=generator)
+        return z
 
     @staticmethod
     def collapse_warning(metrics: Mapping[str, float]) -> str:
