@@ -284,6 +284,9 @@ class ControllerConfig(Frozen):
     """(a_t, s_t) -> z_t by L2 to the frozen IDM's latents (paper, appendix A)."""
 
     model: Annotated[AttentionController | MlpController, Field(discriminator="kind")] = AttentionController()
+    latents: Literal["plain", "standardised"] = "plain"
+    """What the L2 is of: the latents themselves (the paper), or each dimension over its standard deviation. Plain L2
+    hears little of dimensions that vary little, whatever hangs on them; short trainings plan better standardised."""
     optimizer: OptimizerConfig = OptimizerConfig(muon_lr=0.0, adamw_lr=1e-3)
     train: TrainConfig = TrainConfig(steps=3000, batch=256)
 

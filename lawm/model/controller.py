@@ -74,6 +74,9 @@ class Controller(nn.Module):
 
     action_mean: Tensor
     action_std: Tensor
+    latent_mean: Tensor
+    latent_square: Tensor
+    latents_seen: Tensor
 
     def __init__(self, config: ControllerConfig, state_width: int, action_dim: int, latent: int) -> None:
         super().__init__()
@@ -86,9 +89,33 @@ class Controller(nn.Module):
         self.register_buffer("action_mean", torch.zeros(action_dim))
         self.register_buffer("action_std", torch.ones(action_dim))
         self.action_dim, self.latent = action_dim, latent
+        self.standardised = config.latents == "standardised"
+        if self.standardised:
+            self.register_buffer("latent_mean", torch.zeros(latent, dtype=torch.float64))
+            self.register_buffer("latent_square", torch.ones(latent, dtype=torch.float64))
+            self.register_buffer("latents_seen", torch.zeros((), dtype=torch.float64))
 
     def forward(self, actions_BTA: Tensor, states_BTND: Tensor) -> Tensor:
-        return self.forward_map((actions_BTA - self.action_mean) / self.action_std, states_BTND)
+        z = self.forward_map((actions_BTA - self.action_mean) / self.action_std, states_BTND)
+        return z * self.latent_std.to(z.dtype) + self.latent_mean.to(z.dtype) if self.standardised else z
+
+    @property
+    def latent_std(self) -> Tensor:
+        """The scale of each latent dimension, [Z]: its standard deviation over the latents noted so far, at least a
+        hundredth of the largest (a dimension that does not vary has nothing to say); ones where latents are plain."""
+        if not self.standardised:
+            return torch.ones(self.latent, device=self.action_std.device)
+        std = (self.latent_square - self.latent_mean.square()).clamp(min=0).sqrt()
+        return torch.maximum(std, 0.01 * std.max()).clamp(min=1e-6).float()
+
+    @torch.no_grad()
+    def note_latents(self, z_BTZ: Tensor) -> None:
+        """Takes the latents of a batch into mean and standard deviation, which weigh all batches alike."""
+        if self.standardised:
+            z = z_BTZ.detach().double().flatten(0, 1)
+            self.latents_seen += 1
+            self.latent_mean += (z.mean(0) - self.latent_mean) / self.latents_seen
+            self.latent_square += (z.square().mean(0) - self.latent_square) / self.latents_seen
 
     def inverse(self, z_BTZ: Tensor) -> Tensor:
         """z [B, T, Z] -> actions [B, T, A] in the data's units."""

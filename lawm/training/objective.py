@@ -248,8 +248,11 @@ class ControllerObjective(Objective):
             target = self.model.infer(states, batch.actions_BTA).z_BTZ
         assert target is not None
         actions = batch.actions_BTA.float()
+        if self.training:
+            self.controller.note_latents(target)
         predicted = self.controller(actions, states[:, :-1]).float()
-        loss = F.mse_loss(predicted, target)
+        each = self.controller.latent_std
+        loss = F.mse_loss(predicted / each, target / each)
         scale = self.controller.action_std
         inverse = F.mse_loss(self.controller.inverse(target).float() / scale, actions / scale)
         cosine = F.cosine_similarity(predicted, target, dim=-1).mean()

@@ -55,3 +55,44 @@ def test_a_deterministic_model_has_nothing_to_control() -> None:
     config = tiny_kind("deterministic")
     with pytest.raises(LawmError, match="no latent actions"):
         ControllerObjective(config, new_objective(config), 2)
+
+
+def test_standardised_latents_weigh_every_dimension_alike() -> None:
+    """A dimension that varies a hundredth as much counts as much; its scale is that of all latents seen in training,
+    and is kept with the weights."""
+    torch.manual_seed(0)
+    kind = ControllerConfig(model=MlpController(hidden=16), latents="standardised")
+    controller = Controller(kind, 6, 2, 3)
+    z = torch.randn(40, 2, 4, 3) * torch.tensor([1.0, 0.05, 0.0]) + torch.tensor([3.0, -1.0, 2.0])
+    for batch in z:
+        controller.note_latents(batch)
+    expected = z.double().flatten(0, 2).std(0, unbiased=False)
+    torch.testing.assert_close(controller.latent_std[:2].double(), expected[:2], rtol=1e-5, atol=0)
+    assert controller.latent_std[2] == pytest.approx(0.01 * float(expected[0]), rel=1e-4)  # does not vary: not blown up
+    torch.testing.assert_close(controller.latent_mean.float(), z.flatten(0, 2).mean(0), rtol=1e-5, atol=1e-6)
+    again = Controller(kind, 6, 2, 3)
+    again.load_state_dict(controller.state_dict())
+    actions, states = torch.randn(1, 4, 2), torch.randn(1, 4, 9, 6)
+    torch.testing.assert_close(again(actions, states), controller(actions, states))
+    assert "latent_mean" not in Controller(ControllerConfig(model=MlpController(hidden=16)), 6, 2, 3).state_dict()
+
+
+def test_a_standardised_objective_notes_latents_in_training_alone() -> None:
+    config = tiny_with(controller__latents="standardised")
+    torch.manual_seed(0)
+    objective = ControllerObjective(config, new_objective(config), 2)
+    batch = made_batch(range(8), config)
+    objective.scale_actions(scales_of(batch))
+    objective.eval()
+    objective(batch)
+    assert objective.controller.latents_seen == 0
+    objective.train()
+    loss = objective(batch).prediction
+    assert objective.controller.latents_seen == 1
+    with torch.no_grad():
+        states = objective.model.states(batch)
+        target = objective.model.infer(states, batch.actions_BTA).z_BTZ
+        predicted = objective.controller(batch.actions_BTA.float(), states[:, :-1])
+    each = target.double().flatten(0, 1).std(0, unbiased=False)
+    each = torch.maximum(each, 0.01 * each.max())
+    assert loss.item() == pytest.approx(((predicted - target) / each).square().mean().item(), rel=1e-3)
