@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.across:
         config = override(config, "evaluate.cut_with", storage.absolute(args.across), typed=False)
 
-    from lawm.cluster.evaluate import Company, check_asked, evaluate, needs
+    from lawm.cluster.evaluate import FAILED, Company, check_asked, evaluate, needs
     from lawm.cluster.session import start
     from lawm.report import print_sections, results_sections
     from lawm.training import read_about
@@ -131,12 +131,15 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     storage.check_folder(out.rpartition("/")[0] or "/")
     with start(config.cluster, needs=needs(config)):
-        measured = evaluate(config, company, which, args.dataset)
+        measured = evaluate(config, company, which, args.dataset, parts_in=f"{out.removesuffix('.json')}.parts")
     write_results(out, measured)
     table = record(out, measured, model)
     print_sections(results_sections(args.checkpoint, measured))
     print(f"results: {out}\ntable: {table}")
-    return 0
+    failed = [one.name for one in measured.omitted if one.reason.startswith(FAILED)]
+    if failed:
+        say(f"failed: {', '.join(failed)} (the reasons stand in the results; everything else was measured)")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

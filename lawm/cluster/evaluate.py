@@ -6,8 +6,9 @@ videos of the other side of the split.
 """
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,8 @@ import ray
 import torch
 
 from lawm.cluster.actors import Actors
-from lawm.cluster.session import TRAIN, Need
+from lawm.cluster.parts import Found, Parts, Unit, said_of_all
+from lawm.cluster.session import TRAIN, Need, in_short, say
 from lawm.config import Config, LawmError, parse_config
 from lawm.data import ClipReader, EmptySplit, Index, Labels, Sample, Split
 from lawm.evaluation import (
@@ -51,7 +53,11 @@ from lawm.training import (
     read_about,
 )
 
+logger = logging.getLogger(__name__)
+
 EVALUATIONS = tuple(SUITE)
+FAILED = "it failed: "
+"""How the reason begins where an evaluation has a fault."""
 OTHER_SIDE: dict[Split, Split | None] = {"val": "train", "train": "val", "all": None}
 
 
@@ -90,29 +96,6 @@ class Company:
     def frames(self, config: Config) -> bool:
         """Whether clips are decoded although there is a cache: true pictures are needed beside those of a decoder."""
         return self.decoder is not None and config.data.index is not None
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Plan positions of a split, to be measured by these evaluations, or (`fits`) collected for what they fit."""
-
-    split: Split
-    labelled: bool
-    number: int
-    positions: tuple[int, ...]
-    which: tuple[str, ...]
-    several: bool
-    """Whether its clips are of several videos."""
-    fits: bool = False
-
-
-@dataclass(frozen=True)
-class Found:
-    """Values of a unit by evaluation, the clips that were refused, and those that were not (`key@seconds`)."""
-
-    values: dict[str, PerClip | Missing]
-    refused: list[str] = field(default_factory=list)
-    clips: tuple[str, ...] = ()
 
 
 class Evaluator:
@@ -189,9 +172,17 @@ class Evaluator:
         return Found(values, refused, names)
 
     def one(self, evaluation: Evaluation[Any], unit: Unit, clips: Clips, fitted: dict[str, Any]) -> PerClip | Missing:
-        """What one evaluation makes of the clips, or why it has nothing to measure."""
+        """What one evaluation makes of the clips, or why it has nothing; one that fails costs itself alone."""
         if lacks := evaluation.lacks(self.subject):
             return Missing(lacks)
+        try:
+            return self.made(evaluation, unit, clips, fitted)
+        except Exception as error:
+            logger.exception("the evaluation %s failed on unit %d", evaluation.name, unit.number)
+            return Missing(f"{FAILED}{in_short(error)}")
+
+    def made(self, evaluation: Evaluation[Any], unit: Unit, clips: Clips, fitted: dict[str, Any]) -> PerClip | Missing:
+        """What an evaluation measures on the clips, or collects of them for what it fits."""
         if evaluation.fit is None:
             return evaluation.measure(self.subject, clips, None)
         if unit.fits:
@@ -233,6 +224,8 @@ class Work:
     missing: dict[str, Missing]
     unfitted: dict[str, Missing]
     notes: list[str]
+    plans: set[str]
+    """Fingerprints of the plans whose positions the units name."""
     reader: ClipReader
     videos: dict[str, Index]
     labels: Labels | None
@@ -290,11 +283,13 @@ def plan_work(config: Config, company: Company, which: Sequence[str]) -> Work:
     units: list[Unit] = []
     fits: list[Unit] = []
     notes: list[str] = []
+    plans: set[str] = set()
     videos: dict[str, Index] = {}
     for reader, with_actions, names in groups.values():
         own, said = units_of(reader, split, with_actions, e.clips, e.batch, names)
         units += own
         notes += said
+        plans.add(reader.plan.fingerprint())
         videos |= dict.fromkeys(names, videos_of(reader, own))
     for name in (n for n in which if n not in missing and SUITE[n].fit is not None):
         other = other_side(config, split, SUITE[name].labelled or always)
@@ -307,12 +302,14 @@ def plan_work(config: Config, company: Company, which: Sequence[str]) -> Work:
         clips = min(fit.clips or e.clips, e.clips)
         own, _ = units_of(reader, side, SUITE[name].labelled or always, clips, e.batch, [name], fits=True)
         fits += own
+        plans.add(reader.plan.fingerprint())
     if e.cut_with is not None and "leakage" in which:
         others = other_clips(config)
         assert others is not None
         notes.append(f"across: the frames before those cuts are of {e.cut_with}, {len(others.plan)} clips")
+        plans.add(others.plan.fingerprint())
     labels = plain.labels or (None if isinstance(labelled, Missing) else labelled.labels)
-    return Work(units, fits, missing, unfitted, notes, plain, videos, labels)
+    return Work(units, fits, missing, unfitted, notes, plans, plain, videos, labels)
 
 
 def videos_of(reader: ClipReader, units: Sequence[Unit]) -> Index:
@@ -380,74 +377,93 @@ def check_context(config: Config) -> None:
 
 # ---------------------------------------------------------------- doing it
 def evaluate(
-    config: Config, company: Company, which: Sequence[str] = EVALUATIONS, dataset: str | None = None
+    config: Config,
+    company: Company,
+    which: Sequence[str] = EVALUATIONS,
+    dataset: str | None = None,
+    parts_in: str | None = None,
 ) -> Measured:
     """Results of the chosen evaluations with intervals, n and controls; what could not be measured, with its reason.
 
-    `dataset`: what the data are called; whether they are held out is found out, and said with it. Raises LawmError.
+    `dataset`: what the data are called; whether they are held out is found out, and said with it. `parts_in`: a folder
+    in which units that are done are kept until all are, so that an evaluation that was killed goes on (which is said).
+    Raises LawmError.
     """
     work = check_asked(config, company, which)
     e, step = config.evaluate, int(read_about(company.model)["step"])
     dataset = dataset or work.scene or None
     called = {id(videos): data_name(dataset, videos, company.all) for videos in work.videos.values()}
-    parts: dict[str, list[PerClip]] = {one: [] for one in which}
-    clips: dict[str, list[str]] = {one: [] for one in which}
     missing = dict(work.missing)
     refused: list[str] = []
     count = max(1, min(config.cluster.evaluate_actors, len(work.units)))
+    kept = Parts(parts_in, lambda: said_of_all(config, company.all, work.plans))
     with Actors(Evaluator, (config, company), count, config.cluster) as actors:
-        fits, unread = fit_all(actors, work, e.seed)
-        fitted = ray.put(fits)
-        found: dict[int, Found] = {}
-        actors.spread("run", work.units, found.__setitem__, fitted, what="unit")
-    for number in sorted(found):  # in the order of the units, whichever was done first
-        refused += found[number].refused
-        for one, values in found[number].values.items():
+        collected = spread(actors, work.fits, kept, {})
+        fits, unread = fit_all(collected, work, e.seed)
+        found = spread(actors, work.units, kept, ray.put(fits))
+    parts: dict[str, list[PerClip]] = {one: [] for one in which}
+    clips: dict[str, list[str]] = {one: [] for one in which}
+    for one in found:
+        refused += one.refused
+        for name, values in one.values.items():
             if isinstance(values, Missing):
-                missing[one] = values
+                missing[name] = values
             else:
-                parts[one].append(values)
-                clips[one] += found[number].clips
+                parts[name].append(values)
+                clips[name] += one.clips
     measured = Measured(notes=[*work.notes, *refusals(refused), *refusals(unread, "clips to fit on")])
-    for one in which:
-        name = called[id(work.videos[one])] if one in work.videos else dataset or ""
-        if one in missing:
-            measured.omitted.append(Omission(one, missing[one].reason, name))
-        elif not parts[one]:
-            measured.omitted.append(Omission(one, "no two of its clips could be read", name))
+    for name in which:
+        place = called[id(work.videos[name])] if name in work.videos else dataset or ""
+        if name in missing:
+            measured.omitted.append(Omission(name, missing[name].reason, place))
+        elif not parts[name]:
+            measured.omitted.append(Omission(name, "no two of its clips could be read", place))
         else:
-            values = together(SUITE[one], parts[one], e.seed)
-            if isinstance(values, Missing):
-                measured.omitted.append(Omission(one, values.reason, name))
+            pooled = together(SUITE[name], parts[name], e.seed)
+            if isinstance(pooled, Missing):
+                measured.omitted.append(Omission(name, pooled.reason, place))
                 continue
-            measured += said_of(SUITE[one], values, name, step, work.names, e.bootstrap, e.seed)
-            measured.kept.append(Kept(one, name, step, tuple(clips[one]), values, work.names))
+            measured += said_of(SUITE[name], pooled, place, step, work.names, e.bootstrap, e.seed)
+            measured.kept.append(Kept(name, place, step, tuple(clips[name]), pooled, work.names))
+    kept.forget()
     return measured
 
 
-def fit_all(actors: Actors, work: Work, seed: int) -> tuple[dict[str, Any], list[str]]:
-    """What every evaluation fits on the clips that are not measured, or why it has nothing; and the clips of these that
-    were refused."""
-    collected: dict[str, dict[int, PerClip]] = {}
+def spread(actors: Actors, units: Sequence[Unit], kept: Parts, fitted: Any) -> list[Found]:
+    """What every unit found, in the order of the units whichever was done first; units that were done before an
+    interruption are not done again, which is said."""
+    found = kept.done(units)
+    if found:
+        what = "units to fit on" if units[0].fits else "units"
+        say(f"{len(found)} of {len(units)} {what} were measured before, and are not measured again ({kept.folder})")
+    left = [number for number in range(len(units)) if number not in found]
+
+    def keep(place: int, one: Found) -> None:
+        number = left[place]
+        found[number] = one
+        if not any(isinstance(v, Missing) and v.reason.startswith(FAILED) for v in one.values.values()):
+            kept.keep(units[number], one)
+
+    actors.spread("run", [units[number] for number in left], keep, fitted, what="unit")
+    return [found[number] for number in range(len(units))]
+
+
+def fit_all(collected: Sequence[Found], work: Work, seed: int) -> tuple[dict[str, Any], list[str]]:
+    """What every evaluation fits on what was collected of clips that are not measured, or why it has nothing; and the
+    clips of these that were refused."""
+    values: dict[str, list[Any]] = {}
     fitted: dict[str, Any] = dict(work.unfitted)
-
-    refused: dict[int, list[str]] = {}
-
-    def keep(number: int, found: Found) -> None:
-        refused[number] = found.refused
-        for name, values in found.values.items():
-            if isinstance(values, Missing):
-                fitted[name] = values
+    for found in collected:
+        for name, one in found.values.items():
+            if isinstance(one, Missing):
+                fitted[name] = one
             else:
-                collected.setdefault(name, {})[number] = values
-
-    actors.spread("run", work.fits, keep, {}, what="unit")
+                values.setdefault(name, []).append(one)
     for name in {unit.which[0] for unit in work.fits} - set(fitted):
-        own, fit = collected.get(name, {}), SUITE[name].fit
+        own, fit = values.get(name, []), SUITE[name].fit
         assert fit is not None
-        ordered = [own[number] for number in sorted(own)]
-        fitted[name] = fit.make(ordered, seed) if ordered else Missing("none of the clips to fit it on can be read")
-    said = [message for number in sorted(refused) for message in refused[number]]
+        fitted[name] = fit.make(own, seed) if own else Missing("none of the clips to fit it on can be read")
+    said = [message for found in collected for message in found.refused]
     return fitted, list(dict.fromkeys(said))  # a clip that two evaluations would fit on is one clip
 
 

@@ -49,5 +49,8 @@ from lawm.evaluation.usage import LatentUsage as LatentUsage
 from lawm.evaluation.usage import latent_usage as latent_usage
 from lawm.evaluation.values_file import Said as Said
 from lawm.evaluation.values_file import suite_says as suite_says
+from lawm.evaluation.values_file import units_say as units_say
+from lawm.evaluation.values_file import values_from_bytes as values_from_bytes
+from lawm.evaluation.values_file import values_to_bytes as values_to_bytes
 from lawm.evaluation.verdict import Verdict as Verdict
 from lawm.evaluation.verdict import judge as judge

@@ -48,6 +48,15 @@ def suite_says() -> dict[str, Said]:
     return {name: said_by(evaluation) for name, evaluation in SUITE.items()}
 
 
+def units_say(fits: bool = False) -> dict[str, Said]:
+    """`Said` of what evaluations make of a unit of clips, by name: of what they measure, or (`fits`) collect for what
+    they fit. Figures are made of whole evaluations only: there are none."""
+    from lawm.evaluation.suite import SUITE
+
+    made = {n: one.fit.collect if fits and one.fit is not None else one.measure for n, one in SUITE.items()}
+    return {name: Said(get_type_hints(make)["return"], lambda found, names: ()) for name, make in made.items()}
+
+
 def values_to_bytes(kept: Kept) -> bytes:
     """The Parquet file of `kept`."""
     columns: dict[str, Any] = {"clip": pa.array(kept.clips, pa.string())}

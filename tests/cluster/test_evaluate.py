@@ -171,8 +171,8 @@ def test_results_lie_beside_the_checkpoint_and_the_report_finds_what_there_is(
     assert lawm.main(["evaluate", "--checkpoint", model, "--which", "capacity", "cycle"]) == 0
     said = capsys.readouterr().out
     assert f"results: {model}/evaluation.json" in said and "Verdict (held-out)" in said
-    found, *tables, _ = said.splitlines()
-    assert found == f"deterministic: {model}-deterministic"
+    found, *tables, where, _ = said.splitlines()
+    assert found == f"deterministic: {model}-deterministic" and where.startswith("results: ")
     assert [line for line in tables if len(line.rstrip()) > 80] == [] and "shuffled_vs_error" in said
     assert lawm.main(["report", "--checkpoint", model, "--out", str(tmp_path / "r.html")]) == 0
     page = (tmp_path / "r.html").read_text()
