@@ -73,6 +73,7 @@ def demo() -> Config:
         train=TrainConfig(steps=660, batch=16, log_every=10, checkpoint_every=330),
         controller=ControllerConfig(
             model=AttentionController(width=128, depth=2, heads=4),
+            latents="standardised",
             optimizer=OptimizerConfig(muon_lr=0.02, adamw_lr=1e-3),
             train=TrainConfig(steps=300, batch=16, checkpoint_every=300),
         ),

@@ -33,6 +33,7 @@ ORDER = [
     "evaluation",
     "planning",
     "report",
+    "reproduction",
     "cluster",
 ]
 ROOMS = [room for room in ORDER if (ROOT / "lawm" / room).is_dir()]
@@ -53,6 +54,7 @@ CLUSTER_ORDER = [
     "fit",
     "encode",
     "latents",
+    "parts",
     "evaluate",
     "plan",
     "search_space",

@@ -82,6 +82,9 @@ class DataConfig(Frozen):
     """Clips drawn from each video per epoch; `duration`: as many as fit end to end."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the videos held out; by a hash of the video's key, so that it never depends on order."""
+    train_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the videos trained on that are used (figure 12's data quantity); by hash, smaller shares lie within
+    larger ones, and the held-out videos stay the same."""
     seed: int = 0
     limits: VideoLimits = VideoLimits()
     max_bad_fraction: float = Field(0.5, ge=0, lt=1)

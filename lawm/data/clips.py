@@ -14,7 +14,7 @@ from lawm.config import Config, LawmError
 from lawm.data.index import Index, read_pieces
 from lawm.data.labels import ClipLabelsError, Labels, read_labels
 from lawm.data.sampling import Cursor, MixturePlan, PlanArrays, SamplingPlan
-from lawm.data.splitting import Splitter
+from lawm.data.splitting import Splitter, share_of_groups
 from lawm.data.state_cache import StateCache, check_exact
 
 Split = Literal["train", "val", "all"]
@@ -165,6 +165,8 @@ class ClipReader:
         if not covered:
             raise LawmError(f"{data.labels} covers none of the videos of {where}")
         found, self.by_company = splitter.part(), splitter.by_company
+        if split == "train" and data.train_fraction < 1:
+            found = share_of_groups(found, data.train_fraction)
         found = found if labels is None else found.where(lambda key: key in labels)
         if not len(found):
             advice = "set data.val_fraction to 0, or add videos"

@@ -71,6 +71,15 @@ class Splitter:
         return found.filtered(found.hashes() != np.uint64(moved[0][0]))
 
 
+def share_of_groups(index: Index, share: float) -> Index:
+    """The videos of that share of the groups (at least one), those of the lowest hashes: a smaller share lies within a
+    larger one."""
+    hashes = index.hashes()
+    ordered = np.unique(hashes)
+    last = ordered[max(1, round(share * len(ordered))) - 1] if len(ordered) else 0
+    return index.filtered(hashes <= last)
+
+
 def _keep(
     kept: list[tuple[int, pa.Table]], piece: Index, hashes: np.ndarray, value: int, better: Callable[[int, int], bool]
 ) -> None:

@@ -5,8 +5,10 @@ from lawm.report.facts import command_line as command_line
 from lawm.report.facts import machine as machine
 from lawm.report.page import write_report as write_report
 from lawm.report.pictures import grid_png as grid_png
+from lawm.report.plots import curves_plot as curves_plot
 from lawm.report.plots import pareto_plot as pareto_plot
 from lawm.report.plots import pareto_set as pareto_set
+from lawm.report.plots import points_plot as points_plot
 from lawm.report.rerun_file import write_rerun as write_rerun
 from lawm.report.runs import differences_table as differences_table
 from lawm.report.runs import run_labels as run_labels

@@ -8,6 +8,7 @@ from lawm.training.checkpoint import check_baseline as check_baseline
 from lawm.training.checkpoint import check_cache as check_cache
 from lawm.training.checkpoint import check_child as check_child
 from lawm.training.checkpoint import check_free_of_the_past as check_free_of_the_past
+from lawm.training.checkpoint import checkpoint_folders as checkpoint_folders
 from lawm.training.checkpoint import checkpoint_name as checkpoint_name
 from lawm.training.checkpoint import config_in_use as config_in_use
 from lawm.training.checkpoint import load_checkpoint as load_checkpoint

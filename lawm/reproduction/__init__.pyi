@@ -1,0 +1,9 @@
+from lawm.reproduction.claims import claims_table as claims_table
+from lawm.reproduction.experiments import EXPERIMENTS as EXPERIMENTS
+from lawm.reproduction.experiments import Experiment as Experiment
+from lawm.reproduction.experiments import Variant as Variant
+from lawm.reproduction.strengths import scale_of as scale_of
+from lawm.reproduction.tables import Model as Model
+from lawm.reproduction.tables import experiment_table as experiment_table
+from lawm.reproduction.tables import figure_sections as figure_sections
+from lawm.reproduction.tables import missing_section as missing_section
