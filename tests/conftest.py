@@ -8,6 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray Train's controller otherwise looks every two seconds, and each checkpoint waits for it.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+# A Ray starts the worker processes that are asked for, and not one for each CPU beforehand.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 if sys.platform == "linux":
     # gloo otherwise looks this machine's name up, which takes half a minute where there is no name server.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

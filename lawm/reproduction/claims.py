@@ -86,6 +86,8 @@ def cycles_rise(models: Sequence[Model]) -> tuple[bool | None, str]:
         ]
         if len(both) < 3:
             return None, "too few cycle ratios"
+        if len({ratio for _, ratio in both}) == 1:
+            return None, f"{family}: all cycle ratios are alike"
         rank = float(spearmanr(*zip(*both, strict=True)).statistic)
         holds &= rank > 0
         said.append(f"{family}: rank correlation with capacity {rank:.2f}")

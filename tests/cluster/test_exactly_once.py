@@ -130,6 +130,7 @@ def kill_one(named: str) -> bool:
     return bool(found)
 
 
+@pytest.mark.slow  # two minutes; a killed driver, below, goes the same way back
 def test_decode_and_training_workers_are_killed(ray_cluster: Session, videos: str, tmp_path: Path, capfd) -> None:
     config = config_of(videos, cluster__workers=2, cluster__max_failures=1)
     killed: dict[str, int] = {}

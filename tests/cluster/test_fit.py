@@ -197,6 +197,7 @@ def values_give_the_figures_again(folder: Path, found: dict[str, Any], plan: Pat
     assert seen == {*found}
 
 
+@pytest.mark.slow  # a killed run goes on: test_exactly_once.py; the words: test_cli.py
 def test_an_interrupt_is_said_and_the_same_command_goes_on(small_set: SmallSet, tmp_path: Path) -> None:
     asked = [
         sys.executable, "-m", "jobs", "train", "--recipe", "tiny", "--index", small_set.index, "--out",

@@ -92,6 +92,7 @@ def test_no_decode_node_is_said_in_one_line(nodes: Nodes, far_away: Path, tmp_pa
     assert "labelled lawm-role=decode" in err and "lawm-role=train" in err and "cluster.use_labels=false" in err
 
 
+@pytest.mark.slow  # two minutes; that labels are asked for: test_session.py
 def test_decoding_stays_on_decode_nodes_even_when_one_is_lost(nodes: Nodes, far_away: Path, tmp_path: Path) -> None:
     local, remote = tmp_path / "local.parquet", tmp_path / "remote.parquet"
     lost, kept = nodes.add(DECODE, 2), nodes.add(DECODE, 2)

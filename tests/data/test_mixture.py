@@ -81,6 +81,7 @@ def test_batches_hold_the_shares(two_sets: tuple[SmallSet, SmallSet]) -> None:
         open_reader(none, "latent_action")
 
 
+@pytest.mark.slow  # batches and a killed plain run of a mixture are quick
 def test_a_mixture_trains_and_resumes_the_same_on_ray_and_without(
     ray_cluster: Session, two_sets: tuple[SmallSet, SmallSet], tmp_path: Path
 ) -> None:

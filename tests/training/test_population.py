@@ -208,6 +208,7 @@ def test_a_storage_that_fails_is_not_a_members_own_trouble(
     assert not stopped_members(runs, members(small_set)[:2])
 
 
+@pytest.mark.slow  # in plain Python: above
 def test_on_ray_each_member_is_what_it_is_in_plain_python(
     ray_cluster: Session, tmp_path: Path, small_set: SmallSet
 ) -> None:
