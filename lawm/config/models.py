@@ -238,6 +238,11 @@ class TrainConfig(Frozen):
     """The run stops where three reports in a row show this many times the prediction loss of the first; 0: never."""
     compile: bool = False
     """torch.compile every transformer block of lawm's own (not timm's); the first steps take a minute or more."""
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Where figures go besides RUN/metrics.jsonl; MLflow and W&B take their extras, and their own variables say where
+    their servers are."""
+    project: str = Field("lawm", min_length=1)
+    """The experiment (MLflow) or project (W&B) that runs belong to."""
     log_clips: bool = False
     """Write down which clips each step used, in RUN/clips, a Parquet file with each checkpoint (read it with
     `lawm.training.read_clip_log`)."""

@@ -22,8 +22,8 @@ _SWEEPS: dict[Scale, dict[Family, tuple[float, ...]]] = {
     # Found for 112-pixel clips, EfficientNet's states and 32 latent dimensions: from next to no effect of the latents
     # to no further gain.
     "demo": {
-        "sparse": (1e-1, 1e-2, 3e-3, 1e-3, 1e-4),
-        "noisy": (3e-2, 3e-3, 3e-4, 3e-5, 3e-6),
+        "sparse": (1e-1, 1e-2, 1e-3, 1e-4),
+        "noisy": (3e-3, 3e-4, 3e-5, 3e-6),
         "discrete": (16, 64, 256, 1024),
     },
 }

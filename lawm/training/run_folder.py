@@ -22,12 +22,13 @@ from lawm.training.checkpoint import (
     save_checkpoint,
 )
 from lawm.training.clip_log import drop_clips, write_clips
+from lawm.training.trackers import Trackers
 
 Report = Callable[[int, dict[str, float], Checkpoint | None], None]
 
 
 class RunWriter:
-    """The run folder: `metrics.jsonl`, TensorBoard scalars, `quarantine.jsonl`, `config.json`; local or S3.
+    """The run folder, local or S3: `metrics.jsonl`, `quarantine.jsonl`, `config.json`, and what trackers keep in it.
 
     It claims the run: RunTaken is raised where a checkpoint is to be saved after another process has claimed it too.
     A resumed run drops the lines, the log of clips and the checkpoints after the step that it resumes from (a member
@@ -49,23 +50,14 @@ class RunWriter:
         self.refused = {json.loads(line).get("position") for line in self.texts["quarantine.jsonl"]}
         drop_clips(run, beyond=step)
         write_bytes(join(run, "config.json"), json.dumps(config.model_dump(), indent=1).encode())
-        self.board: Any = None
-        if not is_s3(run):
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self.board = SummaryWriter(str(Path(run) / "tensorboard"), purge_step=step + 1 if step else None)
-            except ImportError:
-                pass
+        self.trackers = Trackers(run, config, step)
         self.flush()
 
     def scalars(self, step: int, metrics: dict[str, float]) -> None:
         finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
         self.step = step
         self._line("metrics.jsonl", {"step": step, "time": time.time(), **finite})
-        if self.board is not None:
-            for name, value in finite.items():
-                self.board.add_scalar(name, value, step)
+        self.trackers.scalars(step, finite)
 
     def checkpoint(self, checkpoint: Checkpoint) -> str:
         """Saves it and returns where; lines and clips first, so that no log lacks what a checkpoint has consumed."""
@@ -94,8 +86,7 @@ class RunWriter:
     def flush(self) -> None:
         for name, lines in self.texts.items():
             write_bytes(join(self.run, name), "".join(line + "\n" for line in lines).encode())
-        if self.board is not None:
-            self.board.flush()
+        self.trackers.flush()
 
 
 @contextmanager

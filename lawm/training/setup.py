@@ -157,6 +157,9 @@ def standing_lines(config: Config, kind: str, checkpoint: str | None) -> list[st
     return lines
 
 
+TRACKING = ("trackers", "project")
+
+
 def check_same_run(config: Config, kind: str, run: str) -> None:
     """Raises LawmError where `run` holds checkpoints of another config or kind, or stands beyond the steps asked for.
     What is asked of the cluster may differ; so may how often is logged and saved, and the number of steps."""
@@ -165,7 +168,9 @@ def check_same_run(config: Config, kind: str, run: str) -> None:
         return
     about = read_about(newest)
     loops = ("train", "controller.train", "decoder.train")
-    counts = [f"{loop}.{name}" for loop in loops for name in ("steps", "log_every", "checkpoint_every", "keep")]
+    counts = [
+        f"{loop}.{name}" for loop in loops for name in ("steps", "log_every", "checkpoint_every", "keep", *TRACKING)
+    ]
     free = ("cluster.", "evaluate.", "plan.", "recipe", *counts, *EXECUTION, *(f"{loop}.compile" for loop in loops))
     differ = [
         f"{k} = {theirs!r} there, {ours!r} now"
