@@ -187,6 +187,29 @@ def shown_sections(
     return [*sections, *(shown.transfers() if more else []), *(shown.cuts() if more else [])], episodes
 
 
+def drawn_latents(run: str) -> list[Section]:
+    """A picture of the latents that `sampling` inferred and drew at a run's newest step, where it was measured."""
+    from lawm.evaluation import kept_values, suite_says, tables_below
+    from lawm.report import latent_map
+
+    try:
+        tables = list(tables_below([run]))
+    except LawmError:
+        return []
+    found = [(folder, row) for folder, rows in tables for row in rows if row.figure == "sampling_score"]
+    sections: list[Section] = []
+    for dataset in dict.fromkeys(row.dataset for _, row in found):
+        folder, row = max(((f, r) for f, r in found if r.dataset == dataset), key=lambda one: one[1].step)
+        try:
+            values: Any = kept_values(folder, row, suite_says()).values
+        except LawmError:
+            continue
+        inferred, drawn = (one.reshape(-1, one.shape[-1]) for one in (values.inferred, values.drawn))
+        said = f"A classifier tells {row.value:.0%} of them apart (half: it cannot)."
+        sections.append(latent_map(f"Drawn and inferred latents ({dataset})", inferred, drawn, row.seed, said))
+    return sections
+
+
 def check_clips(clips: int) -> None:
     """Raises LawmError where no clip is to be shown."""
     if clips < 1:

@@ -4,14 +4,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs._cli import say
+from jobs._pictures import drawn_latents
 from jobs._run import Fit, counted, read_results, record, train_on_ray, training_note, write_results
 from lawm import storage
 from lawm.config import Config, DataConfig, LawmError, Source, override
 from lawm.evaluation import Measured, Omission
+from lawm.report import Section
 from lawm.reproduction import Experiment, Model, Variant
 
 ON_ROBOT = ("control", "probes")
@@ -266,6 +268,16 @@ def planned(run: Run, where: str, clips: Clips) -> Measured:
     measured = Measured(results, notes=notes, kept=[episode_values(rows, dataset, step)])
     record(storage.join(run.folder, "evaluation.json"), measured, where)
     return measured
+
+
+def pictures_of_latents(runs: Sequence[Run]) -> list[Section]:
+    """Figure S1's pictures: inferred and drawn latents of each model."""
+    found: list[Section] = []
+    for run in (run for run in runs if run.variant is not None and run.done):
+        assert run.variant is not None
+        for one in drawn_latents(run.folder):
+            found.append(replace(one, title=f"{run.variant.latents}, {run.variant.said}, seed {run.seed}"))
+    return found
 
 
 def plan_of_work(runs: Iterable[Run], experiment: Experiment, most: int) -> dict[str, Any]:

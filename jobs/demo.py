@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from jobs._cli import base_parser, describe, resolve_config, run_job
-from jobs._pictures import Company, Shown, open_shown, shown_sections
+from jobs._pictures import Company, Shown, drawn_latents, open_shown, shown_sections
 from jobs._run import Fit, counted, record, train_on_ray, write_results
 from jobs.report import facts, loss_curves, refused_section
 from lawm.config import Config, LawmError, override
@@ -200,7 +200,7 @@ def report(demo: Demo, measured: Measured) -> str:
             Path(demo.path("pictures.png")).write_bytes(grid_png(drawn, len(episodes[0].rows)))
     sections += [*figures_sections("Results", measured), Text("What this is", intro)]
     sections += loss_curves({name: demo.path(name) for name in ("model", "deterministic", "controller", "decoder")})
-    sections += usage
+    sections += [*usage, *drawn_latents(demo.path("model"))]
     sections += refused_section([demo.path(n) for n in ("model", "controller", "decoder")])
     sections += facts(demo.config, **{f"seconds, {k}": round(v, 1) for k, v in demo.seconds.items()})
     return write_report(

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from jobs._cli import base_parser, describe, run_job
-from jobs._pictures import Company, Shown, check_clips, open_shown, shown_sections
+from jobs._pictures import Company, Shown, check_clips, drawn_latents, open_shown, shown_sections
 from jobs._run import add_data_arguments, checkpoint_config, child_of, json_lines, quarantined, read_results
 from jobs._tradeoff import measurements, results_of, sweep_measurements
 from jobs.evaluate import found_beside
@@ -187,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         *measured,
         *loss_curves({uri.rstrip("/").rsplit("/", 1)[-1]: uri for uri in [run, *compare]}),
         *(shown.usage() if isinstance(shown, Shown) else []),
+        *drawn_latents(run),
         *refused_section([run]),
         *facts(config),
     ]

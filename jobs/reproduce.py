@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from jobs._cli import base_parser, describe, resolve_config, run_job, say
-from jobs._reproduce import Clips, measured_models, plan_of_work, runs_of, train_children, train_models
+from jobs._reproduce import (
+    Clips,
+    measured_models,
+    pictures_of_latents,
+    plan_of_work,
+    runs_of,
+    train_children,
+    train_models,
+)
 from jobs._run import add_data_arguments, spoken, with_data
 from lawm import storage
 from lawm.config import Config, LawmError
@@ -128,6 +136,8 @@ def main(argv: list[str] | None = None) -> int:
         models = measured_models(experiment, runs, clips, args.pixels, experiment.over_steps)
     table = experiment_table(experiment, models)
     sections = [table, *missing_section(experiment, models), *figure_sections(experiment, models)]
+    if "sampling" in experiment.suite:
+        sections += pictures_of_latents(runs)
     if args.name == "claims":
         sections.insert(0, claims_table(models))
     written = write_all(experiment.name, experiment.title, sections, models, config, out)
