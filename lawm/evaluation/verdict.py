@@ -95,7 +95,18 @@ def judge(results: Sequence[Result]) -> Verdict:
         "no": "The latents do not carry actions, or the world model does not use them.",
         "not decided": "It is not decided whether the latents carry actions.",
     }[carries]
-    return Verdict(carries, headline, (*lines, *_qualified(by_name), *_leakage(by_name), *_planning(by_name)))
+    return Verdict(
+        carries,
+        headline,
+        (
+            *lines,
+            *_qualified(by_name),
+            *_leakage(by_name),
+            *_going_over(by_name),
+            *_drawn(by_name),
+            *_planning(by_name),
+        ),
+    )
 
 
 def _qualified(by_name: dict[str, Result]) -> list[str]:
@@ -121,6 +132,41 @@ def _leakage(by_name: dict[str, Result]) -> list[str]:
     if score.low is not None and score.low > LEAKS:
         return [f"The latents carry frames, not only what changes: {said(score)} (0 cannot leak, 1 copies)."]
     return [f"Of a scene cut the latents carry {max(score.value, 0):.0%}: {said(score)} (0 cannot leak, 1 copies)."]
+
+
+def _going_over(by_name: dict[str, Result]) -> list[str]:
+    """Whether actions of one video are the same on another, and change what they changed there; and whether rollouts
+    heed them at all over time."""
+    lines = []
+    for name, yes, no in (
+        ("transfer_cosine", "Actions go over to other videos", "Actions do not go over to other videos"),
+        (
+            "locality",
+            "They change there what they changed in their own",
+            "What they change there is no more than chance",
+        ),
+    ):
+        own, control = by_name.get(name), by_name.get(f"{name}_shuffled")
+        if own is None or control is None or own.low is None or control.high is None:
+            continue
+        apart = own.low > control.high
+        near = own.high is not None and control.low is not None and own.high <= control.high and own.value < 0.1
+        words = yes if apart else no if near else f"Not decided ({name})"
+        lines.append(f"{words}: {said(own)}, by chance {said(control)}.")
+    for result in by_name.values():
+        if result.name.startswith("controllability_") and result.unit == "ratio" and result.low is not None:
+            seconds = result.name.removeprefix("controllability_")
+            heeded = "heed" if result.low > LEAST else "do not heed, or hardly,"
+            lines.append(f"Rollouts of {seconds} {heeded} the latents: {said(result)}.")
+    return lines
+
+
+def _drawn(by_name: dict[str, Result]) -> list[str]:
+    score = by_name.get("sampling_score")
+    if score is None or score.low is None or score.high is None:
+        return []
+    words = "look like inferred ones" if score.high < 0.6 else "are unlike inferred ones" if score.low > 0.75 else ""
+    return [f"Drawn latents {words or 'can partly be told from inferred ones'}: {said(score)} (0.5: cannot be told)."]
 
 
 def _planning(by_name: dict[str, Result]) -> list[str]:

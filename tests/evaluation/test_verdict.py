@@ -54,6 +54,19 @@ def test_a_control_that_decides_nothing_is_not_called_near_1() -> None:
     assert len(judge([*GOOD, cycle, made("cycle_shuffled_vs_transfer", 2.0)]).lines) == len(judge(GOOD).lines)
 
 
+def test_transfer_control_and_drawing_are_said() -> None:
+    over = [made("transfer_cosine", 0.8), made("transfer_cosine_shuffled", 0.2)]
+    assert any(line.startswith("Actions go over to other videos: transfer_cosine 0.8") for line in judge(over).lines)
+    chance = [made("locality", 0.05, 0.05), made("locality_shuffled", 0.06, 0.05)]
+    assert any("no more than chance: locality 0.05" in line for line in judge(chance).lines)
+    between = [made("transfer_cosine", 0.3, 0.2), made("transfer_cosine_shuffled", 0.2, 0.2)]
+    assert any("Not decided (transfer_cosine)" in line for line in judge(between).lines)
+    for value, words in ((1.5, "Rollouts of 2s heed"), (1.0, "Rollouts of 2s do not heed")):
+        assert any(line.startswith(words) for line in judge([made("controllability_2s", value)]).lines)
+    for value, words in ((0.52, "look like"), (0.95, "are unlike"), (0.68, "can partly")):
+        assert any(f"Drawn latents {words}" in line for line in judge([made("sampling_score", value)]).lines)
+
+
 def test_leakage_and_planning_are_said_too() -> None:
     lines = judge([*GOOD, made("leakage_score", 0.8), made("planning_vs_no_action", 1.2, 0.1)]).lines
     assert any(line.startswith("The latents carry frames") for line in lines)
