@@ -61,6 +61,8 @@ class Demo:
     out: Path
     episodes: int
     seconds: dict[str, float] = field(default_factory=dict)
+    distractors: int = 0
+    shake: float = 0.0
 
     def path(self, *parts: str) -> str:
         return str(self.out.joinpath(*parts))
@@ -100,11 +102,12 @@ def prepare_data(demo: Demo) -> None:
     """PushT episodes, the index of all videos, and the encoder's states of them."""
     from lawm.cluster.encode import encode_index
     from lawm.cluster.index import build_index
-    from lawm.simulation import simulate_pusht
+    from lawm.simulation import PushTSpec, simulate_pusht
 
+    spec = PushTSpec(distractors=demo.distractors, shake=demo.shake)
     with demo.step("simulate PushT"), counted("simulate") as show:
         simulate_pusht(
-            demo.path("pusht"), demo.episodes, demo.config.data.seed, processes=2,
+            demo.path("pusht"), demo.episodes, demo.config.data.seed, spec=spec, processes=2,
             progress=lambda done, written: show(done, demo.episodes, "episodes"),
         )  # fmt: skip
     with demo.step("index"):

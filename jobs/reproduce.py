@@ -28,6 +28,7 @@ from jobs._reproduce import (
     train_models,
 )
 from jobs._run import add_data_arguments, spoken, with_data
+from jobs.simulate import add_nuisances
 from lawm import storage
 from lawm.config import Config, LawmError
 
@@ -101,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--members", type=int, default=8, metavar="N", help="most models of a population (default: 8)")
     parser.add_argument("--beside", type=int, default=1, metavar="N", help="trainings beside one another (default: 1)")
     parser.add_argument("--episodes", type=int, default=700, metavar="N", help="PushT episodes of the demo's data")
+    add_nuisances(parser)
     args = parser.parse_args(argv)
     if args.name not in EXPERIMENTS:
         raise LawmError(f"{args.name}: no such experiment; there are {', '.join(EXPERIMENTS)}")
@@ -109,6 +111,8 @@ def main(argv: list[str] | None = None) -> int:
             raise LawmError(f"--{option} {getattr(args, option)}: expected 1 or more")
     experiment, out = EXPERIMENTS[args.name], storage.absolute(args.out)
     config = resolve_config(args, with_data(resolve_config(args), args))
+    if config.data.given and (args.distractors or args.shake):
+        raise LawmError("--distractors and --shake are of the demo's data, and other data were given")
     clips = data_of(args, config)
     runs = runs_of(experiment, config, clips, args.seeds, scale_of(config.recipe), out)
     work = plan_of_work(runs, experiment, args.members)
@@ -127,7 +131,8 @@ def main(argv: list[str] | None = None) -> int:
         if not config.data.given:
             from jobs.demo import Demo, prepare_data
 
-            prepare_data(Demo(config, Path(out), args.episodes))
+            nuisances = {"distractors": args.distractors, "shake": args.shake}
+            prepare_data(Demo(config, Path(out), args.episodes, **nuisances))
         train_models(runs, args.members, args.beside)
         if "controller" in experiment.needs and clips.robot is not None:
             train_children(runs, "controller", clips.robot, args.beside)

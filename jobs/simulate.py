@@ -28,6 +28,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard-size", type=int, default=100, metavar="K", help="episodes a tar (default: 100)")
     parser.add_argument("--states", type=int, default=16, metavar="T", help="frames an episode (default: 16)")
     parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of the pictures (default: 128)")
+    add_nuisances(parser)
+    parser.add_argument("--processes", type=int, default=1, metavar="P", help="processes of one thread (default: 1)")
+    return parser
+
+
+def add_nuisances(parser: argparse.ArgumentParser) -> None:
+    """What no action moves."""
     parser.add_argument(
         "--distractors", type=int, nargs="?", const=6, default=0, metavar="N",
         help="discs that move at random, under and over the scene (default: none; without a number: 6)",
@@ -36,8 +43,6 @@ def parser() -> argparse.ArgumentParser:
         "--shake", type=float, nargs="?", const=1.0, default=0.0, metavar="X",
         help="a camera that moves, turns and zooms at random (default: still; without a number: 1)",
     )  # fmt: skip
-    parser.add_argument("--processes", type=int, default=1, metavar="P", help="processes of one thread (default: 1)")
-    return parser
 
 
 @run_job

@@ -275,6 +275,15 @@ EXPERIMENTS: dict[str, Experiment] = {
             "with p = 0.15 it stays near 0.28 (L1 of V-JEPA 2-B's states).",
         ),
         Experiment(
+            "families", "Sparse, noisy and discrete latents of middle capacity", "as in the laom study, where nothing "
+            "distracts and where it does (--distractors --shake)",
+            levels(("sparse", ("mid",)), ("noisy", ("mid",)), ("discrete", ("mid",))),
+            ("capacity", "leakage", "cycle", "transfer", "control", "probes"),
+            (CAPACITY[3], CUTS[3], CYCLES[2], Column("transfer cosine", "transfer_cosine"),
+             Column("locality", "locality"), CONTROL[2], Column("probe R²", "probe_r2_linear"), *PLANNING),
+            frozenset({"deterministic", "controller", "planning", "robot"}), differs=STATES,
+        ),
+        Experiment(
             "claims", "The paper's claims, one by one, on a sweep of all families", PAPER, sweeps,
             ("capacity", "leakage", "cycle", "control", "probes"),
             (*CAPACITY, CUTS[2], CUTS[3], CYCLES[2], CONTROL[2], Column("probe R²", "probe_r2_linear"), *PLANNING),
