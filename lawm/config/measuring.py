@@ -42,6 +42,16 @@ class PlanConfig(Frozen):
     """CEM over real actions, through controller and world model (paper, equations 1 to 3)."""
 
     preset: Literal["paper-droid", "jepa-wms-droid", "vjepa2-ac", "custom"] = "paper-droid"
+    solver: Literal["cem", "icem", "mppi", "gradient", "random"] = "cem"
+    """`random` draws samples x iterations at once; `gradient` takes `iterations` steps from `samples` draws."""
+    noise_beta: float = Field(0.0, ge=0)
+    """Over the horizon, noise of power f^-beta; 0: white (iCEM's authors take 0.25 to 3.5)."""
+    temperature: float = Field(0.5, gt=0)
+    """MPPI's, in standard deviations of an iteration's costs."""
+    learning_rate: float = Field(0.1, gt=0)
+    """Of the solver `gradient`, in standard deviations of the actions."""
+    chunk: int = Field(0, ge=0)
+    """Candidates that are rolled out at once, over all episodes; 0: all (on a GPU, as many as its memory holds)."""
     episodes: int = Field(64, ge=1)
     horizon: int = Field(3, ge=1)
     samples: int = Field(300, ge=2)

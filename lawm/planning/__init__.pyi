@@ -21,6 +21,7 @@ from lawm.planning.results import PLANNING_SAYS as PLANNING_SAYS
 from lawm.planning.results import episode_values as episode_values
 from lawm.planning.results import remarks as remarks
 from lawm.planning.results import summarize_episodes as summarize_episodes
+from lawm.planning.solvers import SOLVERS as SOLVERS
 from lawm.planning.solvers import Plan as Plan
 from lawm.planning.solvers import cem as cem
 from lawm.planning.solvers import plan as plan

@@ -150,24 +150,44 @@ def goal_cost(predicted_BND: Tensor, goal_BND: Tensor, kind: str) -> Tensor:
     return difference.norm(dim=1) if kind == "l2" else difference.square().mean(dim=1)
 
 
-@torch.no_grad()
 def rollout_cost(
     model: LatentActionObjective,
-    controller: ControllerObjective,
+    controller: ControllerObjective | None,
     start_BTND: Tensor,
     goal_BND: Tensor,
     actions_BHA: Tensor,
     kind: str,
 ) -> Tensor:
-    """Cost [E * S] of unrolling each action sequence from its start, S sequences for each of E starts (in
-    the batch one after another) and goals. The context's own transitions, where it has more than one
-    state, are inferred from it; it is computed once for all S."""
+    """Cost [E * S] of unrolling each sequence of actions (of latents, where there is no controller) from its start, S
+    sequences for each of E starts (in the batch one after another) and goals. The context's own transitions, where it
+    has more than one state, are inferred from it; it is computed once for all S. Gradients of the sequences go through
+    where they are asked for; the rollout is then computed without the memory of keys and values."""
+    candidates = len(actions_BHA) // len(start_BTND)
+    last = rolled_out(model, controller, start_BTND, actions_BHA)
+    return goal_cost(last.float(), goal_BND.float().repeat_interleave(candidates, dim=0), kind)
+
+
+def rolled_out(
+    model: LatentActionObjective, controller: ControllerObjective | None, start_BTND: Tensor, actions_BHA: Tensor
+) -> Tensor:
+    """The last state [E * S, N, D] that each sequence leads to."""
     candidates, steps, world_model = len(actions_BHA) // len(start_BTND), actions_BHA.shape[1], model.world_model
-    before = model.infer(start_BTND).z_BTZ if start_BTND.shape[1] > 1 else None
-    past = world_model.prefill(start_BTND, before, steps).repeat(candidates)
+    with torch.no_grad():
+        before = model.infer(start_BTND).z_BTZ if start_BTND.shape[1] > 1 else None
 
     def policy(state_BND: Tensor, i: int) -> Tensor:
+        if controller is None:
+            return actions_BHA[:, i]
         return controller.controller(actions_BHA[:, i, None], state_BND.unsqueeze(1))[:, 0]
 
-    last = world_model.rollout_policy(past, policy, steps)[:, -1]
-    return goal_cost(last.float(), goal_BND.float().repeat_interleave(candidates, dim=0), kind)
+    if not (torch.is_grad_enabled() and actions_BHA.requires_grad):
+        with torch.no_grad():
+            past = world_model.prefill(start_BTND, before, steps).repeat(candidates)
+            return world_model.rollout_policy(past, policy, steps)[:, -1]
+    states = start_BTND.repeat_interleave(candidates, dim=0)
+    latents = [] if before is None else [before.repeat_interleave(candidates, dim=0)]
+    for i in range(steps):
+        latents.append(policy(states[:, -1], i).unsqueeze(1))
+        following = world_model(states, torch.cat(latents, dim=1))[:, -1:]
+        states = torch.cat([states, following.to(states.dtype)], dim=1)
+    return states[:, -1]
