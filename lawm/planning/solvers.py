@@ -1,9 +1,9 @@
-"""Searches for a sequence: of actions, or of latents. Several episodes at once; sampling, costs and refits are shared.
+"""Searches for a sequence of actions, for several episodes at once; sampling, costs and refits are shared.
 
-Every solver walks in standardised numbers from `Searched`'s start, keeps candidates within what may be taken, and returns
-the best sequence that it ever saw (`select: best`) or the mean that it ended with (`elite_mean`).
+Every solver walks in standardised numbers from the space's start, keeps candidates within what may be taken, and
+returns the best sequence that it saw (`select: best`) or the mean that it ended with (`elite_mean`).
 
-Legend: E episodes, S candidates, H horizon, A width of what is searched (actions or latents).
+Legend: E episodes, S candidates, H horizon, A width of the actions.
 Sources: CEM: Rubinstein 1997; iCEM: Pinneri et al. 2020 (coloured noise, kept elites, momentum, the mean as a last
 candidate); MPPI: Williams et al. 2017, its temperature in standard deviations of the costs; gradient: Adam on every
 candidate through the world model, as in Henaff et al. 2017; random shooting: one draw of the whole budget.
@@ -42,7 +42,7 @@ class Plan:
 @dataclass
 class Search:
     """A search on its way: mean and standard deviation [E, 1, H, A] of the candidates, in standardised numbers, and the
-    best sequence so far [E, H, A] with its cost [E]. An episode whose costs are all no numbers keeps an infinite one."""
+    best sequence so far [E, H, A] with its cost [E], which is infinite as long as all costs were no numbers."""
 
     cost: Cost
     space: ActionSpace

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lawm.config import LawmError, PlanConfig
 from lawm.data import Dimension
-from lawm.planning import action_space, preset
+from lawm.planning import SOLVERS, action_space, preset
 from lawm.planning.problem import Shown, goal_cost
-from lawm.planning.solvers import Plan, cem
+from lawm.planning.solvers import Chunked, Plan, cem, coloured
 
 CEM = PlanConfig(preset="custom", horizon=3, samples=200, elites=10, iterations=20, action_limit="none")
 PLACE = (Dimension("x", "translation", "m"), Dimension("y", "translation", "m"))
@@ -95,6 +95,56 @@ def test_episodes_of_a_batch_are_planned_as_if_alone() -> None:
         alone = planned(goal, seed=i)
         np.testing.assert_allclose(together[i].numpy(), alone.actions_HA, atol=1e-6)
         assert float(costs[i]) == pytest.approx(alone.cost, abs=1e-6)
+
+
+BY_DEFAULT = {"icem": {"noise_beta": 1.0}, "gradient": {"learning_rate": 0.3}}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_finds_the_goal_keeps_limits_and_treats_episodes_alone(solver: str) -> None:
+    config = CEM.model_copy(update={"solver": solver, **BY_DEFAULT.get(solver, {})})
+    goals, space = [[2.0, -3.0], [-1.0, 0.5]], action_space(config, PLACE, torch.zeros(2), torch.ones(2), None)
+    generators = [torch.Generator().manual_seed(s) for s in range(2)]
+    found, costs = SOLVERS[solver](world([0.0, 0.0], goals, "l2"), space, config, generators)
+    atol = 0.3 if solver == "random" else 0.1
+    np.testing.assert_allclose(found.sum(dim=1).numpy(), goals, atol=atol)
+    for i, goal in enumerate(goals):
+        one = [torch.Generator().manual_seed(i)]
+        alone, cost = SOLVERS[solver](world([0.0, 0.0], [goal], "l2"), space, config, one)
+        torch.testing.assert_close(alone[0], found[i], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(cost[0], costs[i], rtol=1e-4, atol=1e-4)
+    limited = config.model_copy(update={"action_limit": 0.5})
+    space = action_space(limited, PLACE, torch.zeros(2), torch.ones(2), None)
+    far, _ = SOLVERS[solver](world([0.0, 0.0], [[9.0, -9.0]], "l2"), space, limited, [torch.Generator().manual_seed(0)])
+    assert far.abs().max() <= 0.5 + 1e-6
+
+
+def test_coloured_noise_is_of_variance_one_and_smooth() -> None:
+    white = torch.randn(20_000, 1, 8, 1, generator=torch.Generator().manual_seed(0)).transpose(0, 1)
+    for beta, smooth in ((0.0, False), (2.0, True)):
+        noise = coloured(white, beta)[0, :, :, 0]
+        assert float(noise.var()) == pytest.approx(1.0, abs=0.05)
+        steps = float((noise[:, 1:] * noise[:, :-1]).mean())
+        assert (steps > 0.3) == smooth
+    torch.testing.assert_close(coloured(white[:, :5, :1], 2.0), white[:, :5, :1])
+
+
+def test_chunks_change_no_plan() -> None:
+    space = action_space(CEM, PLACE, torch.zeros(2), torch.ones(2), None)
+    cost, asked = world([0.0, 0.0], [[1.0, 2.0], [0.0, -1.0]], "l2"), []
+
+    def counted(actions_ESHA: Tensor) -> Tensor:
+        asked.append(actions_ESHA.shape[1])
+        return cost(actions_ESHA)
+
+    def found(most: int) -> Tensor:
+        return cem(Chunked(counted, 2, most), space, CEM, [torch.Generator().manual_seed(s) for s in (0, 1)])[0]
+
+    whole = found(0)
+    assert set(asked) == {200}
+    asked.clear()
+    torch.testing.assert_close(found(60), whole)
+    assert max(asked) == 30
 
 
 @pytest.mark.parametrize("hole", [float("nan"), float("inf")])
