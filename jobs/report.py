@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         *pictures,
         *tradeoff(model, compare, args.sweep),
         *measured,
-        *loss_curves({uri.rstrip("/").rsplit("/", 1)[-1]: uri for uri in [run, *compare]}),
+        *loss_curves({storage.last_part(uri): uri for uri in [run, *compare]}),
         *(shown.usage() if isinstance(shown, Shown) else []),
         *drawn_latents(run),
         *refused_section([run]),

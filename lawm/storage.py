@@ -76,7 +76,7 @@ def name_below(uri: str, folder: str) -> str:
     are not UTF-8 are spelt out (`\\xe9`). Its own name, where it is `folder` itself."""
     if not is_s3(uri):
         uri, folder = _local(uri), os.path.join(local_path(folder), "")
-    name = uri.removeprefix(folder) if uri.startswith(folder) else uri.rstrip("/").rpartition("/")[2]
+    name = uri.removeprefix(folder) if uri.startswith(folder) else last_part(uri)
     return spelt(name)
 
 
@@ -90,6 +90,11 @@ def join(uri: str, *parts: str) -> str:
     if uri.startswith(_FILE):
         parts = tuple(map(quote, parts))
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts if part.strip("/"))])
+
+
+def last_part(uri: str) -> str:
+    """The last part of a URI: the name of a file, an object or a folder."""
+    return uri.rstrip("/").rpartition("/")[2]
 
 
 def _local(uri: str) -> str:

@@ -12,7 +12,7 @@ import ray
 @ray.remote(num_cpus=0)
 class Board:
     """What the workers of a run tell each other and the driver: the latest figures, refused clips, why the run cannot
-    go on, and why it had to be started again."""
+    go on, why it had to be started again, and what else is to be said."""
 
     def __init__(self) -> None:
         self.latest: dict[str, Any] = {"step": 0, "quarantined": 0}
@@ -22,6 +22,7 @@ class Board:
         self.failures: list[str] = []
         self.ended = 0
         self.restarts: list[dict[str, Any]] = []
+        self.said: list[str] = []
 
     def failed(self, why: str) -> None:
         """Why workers have ended before their time."""
@@ -44,6 +45,15 @@ class Board:
     def take_restarts(self) -> list[dict[str, Any]]:
         """Restarts that have not been taken yet."""
         taken, self.restarts = self.restarts, []
+        return taken
+
+    def say(self, text: str) -> None:
+        """A line for the driver's terminal: what workers print is not seen there."""
+        self.said.append(text)
+
+    def take_said(self) -> list[str]:
+        """Lines that have not been taken yet."""
+        taken, self.said = self.said, []
         return taken
 
     def put(self, figures: dict[str, Any]) -> None:

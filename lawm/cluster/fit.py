@@ -227,6 +227,8 @@ def _fit(
                 f"training was started again at step {one['step']}, for the {one['number']}. time of at most "
                 f"{cluster.max_failures} (cluster.max_failures): {one['reason']}"
             )
+        for text in ray.get(board.take_said.remote(), timeout=5):
+            tell(text)
         if progress is not None:
             progress(ray.get(board.get.remote(), timeout=5))
 
@@ -330,10 +332,13 @@ class _Reports:
         self.spec, self.rank = spec, rank
         self.loop = settings(spec.config, spec.kind)[1]
         owned = zip(spec.runs, spec.configs, strict=True) if rank == 0 else ()
-        self.writers = {run: RunWriter(run, own, first, spec.id) for run, own in owned}
+        self.writers = {run: RunWriter(run, own, first, spec.id, self.say) for run, own in owned}
         self.saved: list[str] = []
         self.training = list(self.writers)
         """The runs that their own figures have not stopped."""
+
+    def say(self, text: str) -> None:
+        ray.get(self.spec.board.say.remote(text))
 
     def bad(self, clip: BadClip) -> None:
         ray.get(self.spec.board.bad.remote(vars(clip)))  # on the board before rank 0 saves what has consumed it

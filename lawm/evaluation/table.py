@@ -19,7 +19,7 @@ from lawm.config import Adaptive, BottleneckConfig, Config, Discrete, LawmError,
 from lawm.evaluation.results import Kept, Measured
 from lawm.evaluation.values_file import REMEDY, Said, values_from_bytes, values_to_bytes
 from lawm.parquet import read_parquet
-from lawm.storage import exists, join, list_files, read_bytes, write_bytes
+from lawm.storage import exists, join, last_part, list_files, read_bytes, write_bytes
 
 TABLE, VALUES = "results.parquet", "values"
 ABOUT = b"lawm.results"
@@ -126,7 +126,7 @@ def _texts(row: ResultRow, column: str) -> tuple[str, ...]:
     if column == "evaluation":
         return value, row.figure
     if column == "run":
-        return value, value.rstrip("/").rpartition("/")[2]
+        return value, last_part(value)
     return (f"{value:g}" if isinstance(value, float) else "" if value is None else str(value),)
 
 

@@ -19,7 +19,7 @@ from lawm import __version__
 from lawm.config import Config, LawmError, TrueActions, differing_fields, parse_config
 from lawm.data import Cursor, Labels, StateCache
 from lawm.model import Encoder, states_per_clip
-from lawm.storage import NotFoundError, delete, exists, join, list_files, read_bytes, write_bytes
+from lawm.storage import NotFoundError, delete, exists, join, last_part, list_files, read_bytes, write_bytes
 from lawm.training.fine_tune import LEARNING, build_latent_action
 from lawm.training.objective import ControllerObjective, DecoderObjective, LatentActionObjective, Objective
 
@@ -205,7 +205,7 @@ def checkpoint_folders(run: str) -> list[str]:
 
 
 def step_of(uri: str) -> int | None:
-    name = uri.rstrip("/").rsplit("/", 1)[-1]
+    name = last_part(uri)
     return int(name[5:]) if name.startswith("step_") and name[5:].isdigit() else None
 
 

@@ -35,7 +35,9 @@ class RunWriter:
     of a population may be one ahead). On S3 the files are kept in memory and written before each checkpoint.
     """
 
-    def __init__(self, run: str, config: Config, step: int = 0, who: str = "") -> None:
+    def __init__(
+        self, run: str, config: Config, step: int = 0, who: str = "", tell: Callable[[str], None] | None = None
+    ) -> None:
         self.run, self.step = run, step
         self.claim = claim_run(run, who)
         if step:
@@ -50,7 +52,7 @@ class RunWriter:
         self.refused = {json.loads(line).get("position") for line in self.texts["quarantine.jsonl"]}
         drop_clips(run, beyond=step)
         write_bytes(join(run, "config.json"), json.dumps(config.model_dump(), indent=1).encode())
-        self.trackers = Trackers(run, config, step)
+        self.trackers = Trackers(run, config, step, *([tell] if tell else []))
         self.flush()
 
     def scalars(self, step: int, metrics: dict[str, float]) -> None:

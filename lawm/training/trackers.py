@@ -7,12 +7,13 @@ a training step.
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from lawm.config import Config, LawmError
-from lawm.storage import is_s3
+from lawm.config import Config, LawmError, leaf_fields
+from lawm.storage import is_s3, last_part
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +59,13 @@ class MLflow:
             self.client.update_run(self.run_id, "RUNNING")
         else:
             tags = {"lawm_run": mark, "lawm_folder": run}
-            made = self.client.create_run(experiment, run_name=_name(run), tags=tags)
+            made = self.client.create_run(experiment, run_name=last_part(run), tags=tags)
             self.run_id = made.info.run_id
-            params = [mlflow.entities.Param(key, str(value)[:500]) for key, value in flat(config).items()]
+            params = [mlflow.entities.Param(key, str(value)[:500]) for key, value in leaf_fields(config)]
             for i in range(0, len(params), 100):
                 self.client.log_batch(self.run_id, params=params[i : i + 100])
 
     def scalars(self, step: int, metrics: dict[str, float]) -> None:
-        import time
-
         now = int(time.time() * 1000)
         self.client.log_batch(self.run_id, [self.entity(name, value, now, step) for name, value in metrics.items()])
 
@@ -82,7 +81,7 @@ class WeightsAndBiases:
 
         where = None if is_s3(run) else run
         self.run = wandb.init(
-            project=config.train.project, name=_name(run), id=identity(run), resume="allow", dir=where,
+            project=config.train.project, name=last_part(run), id=identity(run), resume="allow", dir=where,
             config=config.model_dump(mode="json"), reinit="create_new", settings=wandb.Settings(silent=True),
         )  # fmt: skip
 
@@ -98,15 +97,16 @@ KINDS: dict[str, Callable[[str, Config, int], Tracker]] = {
     "mlflow": MLflow,
     "wandb": WeightsAndBiases,
 }
-PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
 
 
 class Trackers:
     """The trackers that `train.trackers` names, for one run folder."""
 
-    def __init__(self, run: str, config: Config, step: int) -> None:
-        """Raises LawmError where the package of one that was asked for is not installed."""
+    def __init__(self, run: str, config: Config, step: int, tell: Callable[[str], None] = logger.warning) -> None:
+        """`tell` hears of a tracker that fails. Raises LawmError where the package of one that was asked for is not
+        installed."""
         self.open: dict[str, Tracker] = {}
+        self.tell = tell
         for kind in config.train.trackers:
             if kind == "tensorboard" and is_s3(run):  # its client has another S3 configuration than lawm
                 continue
@@ -139,28 +139,9 @@ class Trackers:
     def _left_out(self, kind: str, error: Exception) -> None:
         self.open.pop(kind, None)
         said = " ".join(str(error).split())[:300]
-        logger.warning("tracker %s fails and is left out from here on (%s: %s)", kind, type(error).__name__, said)
+        self.tell(f"tracker {kind} fails and is left out from here on ({type(error).__name__}: {said})")
 
 
 def identity(run: str) -> str:
     """The same for the same run folder, whoever opens it."""
     return hashlib.sha256(run.rstrip("/").encode()).hexdigest()[:16]
-
-
-def _name(run: str) -> str:
-    return run.rstrip("/").rpartition("/")[2]
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """Every setting by its dotted name."""
-    found: dict[str, Any] = {}
-
-    def walk(value: Any, path: str) -> None:
-        if isinstance(value, dict):
-            for name, one in value.items():
-                walk(one, f"{path}.{name}" if path else name)
-        else:
-            found[path] = value
-
-    walk(config.model_dump(mode="json"), "")
-    return found
