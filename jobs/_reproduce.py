@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,7 @@ from jobs._run import Fit, counted, read_results, record, train_on_ray, training
 from lawm import storage
 from lawm.config import Config, DataConfig, LawmError, Source, override
 from lawm.evaluation import Measured, Omission
-from lawm.report import Section
+from lawm.report import Section, Text
 from lawm.reproduction import Experiment, Model, Variant
 
 ON_ROBOT = ("control", "probes")
@@ -43,6 +43,11 @@ class Run:
     twin: str = ""
 
     @property
+    def title(self) -> str:
+        """As in `sparse, lambda_l1 = 0.01, seed 0`."""
+        return f"{f'{self.variant.latents}, {self.variant.said}' if self.variant else self.twin}, seed {self.seed}"
+
+    @property
     def done(self) -> bool:
         return finished(self.folder, self.config.train.steps)
 
@@ -55,11 +60,6 @@ def finished(folder: str, steps: int) -> bool:
     return newest is not None and int(read_about(newest)["step"]) >= steps
 
 
-def last(uri: str) -> str:
-    """The last part of a URI."""
-    return uri.rstrip("/").rpartition("/")[2]
-
-
 def seeded(config: Config, seed: int) -> Config:
     """The config with the seed of every training set; the clips that are drawn, and measured, stay the same."""
     for part in ("train", "controller.train", "decoder.train"):
@@ -67,7 +67,7 @@ def seeded(config: Config, seed: int) -> Config:
     return config
 
 
-def mixed(clips: Clips, share: float) -> DataConfig:
+def mixture_of(clips: Clips, share: float) -> DataConfig:
     """Training clips of which the robot's have a share. Raises LawmError where one of the two is not there."""
     if clips.robot is None or clips.wild is None:
         raise LawmError(
@@ -94,7 +94,7 @@ def runs_of(experiment: Experiment, config: Config, clips: Clips, seeds: int, sc
         for variant in experiment.variants(scale, config):
             own = variant.of(base)
             if variant.robot_share is not None:
-                own = own.model_copy(update={"data": mixed(clips, variant.robot_share)})
+                own = own.model_copy(update={"data": mixture_of(clips, variant.robot_share)})
             runs.append(Run(own, seed, _folder(out, variant.latents, own, seed), variant))
         for name, bottleneck in TWINS.items():
             if name in experiment.needs:
@@ -154,30 +154,44 @@ def train_models(runs: Sequence[Run], most: int, beside: int) -> None:
 
 
 def train_children(runs: Sequence[Run], kind: str, data: DataConfig, beside: int) -> None:
-    """A controller or decoder of every model, in RUN-controller or RUN-decoder."""
+    """A controller or decoder of every model, in RUN-controller or RUN-decoder. Raises LawmError where one of other
+    settings lies there."""
+    from lawm.training import check_same_run
+
     fits = []
     for run in (run for run in runs if run.variant is not None and run.done):
         config = run.config.model_copy(update={"data": data})
         loop = getattr(config, kind).train
         folder = f"{run.folder}-{kind}"
+        check_same_run(config, kind, folder)  # a finished one, too, may be of other settings
         if not finished(folder, loop.steps):
-            fits.append(Fit(f"{kind} of {last(run.folder)}", config, kind, folder, run.folder))
+            fits.append(Fit(f"{kind} of {storage.last_part(run.folder)}", config, kind, folder, run.folder))
     for i in range(0, len(fits), beside):
         train_on_ray(*fits[i : i + beside])
 
 
 # ---------------------------------------------------------------- measuring
-def measured_models(
-    experiment: Experiment, runs: Sequence[Run], clips: Clips, decoders: bool, checkpoints: bool
-) -> list[Model]:
+def not_trained(runs: Sequence[Run]) -> list[Section]:
+    """The models that their own figures have stopped: what is measured lacks them."""
+    lines = [f"{run.title} ({run.folder})" for run in runs if not run.done]
+    return [Text("Not trained to the end, and left out", "\n\n".join(lines), warning=True)] if lines else []
+
+
+def measured_models(experiment: Experiment, runs: Sequence[Run], clips: Clips, decoders: bool) -> list[Model]:
     """What the experiment's evaluations, and planning where it needs that, say of every model that is trained."""
+    from lawm.data import ClipReader
     from lawm.training import checkpoint_folders, read_about
 
+    plans = {}
+    for data in (clips.measure, clips.robot):  # read once for all models
+        if data is not None and runs:
+            config = runs[0].config.model_copy(update={"data": data})
+            plans[data.model_dump_json()] = ClipReader(config, config.evaluate.split).plan.fingerprint()
     found = []
     for run in (run for run in runs if run.variant is not None and run.done):
         assert run.variant is not None
-        for where in checkpoint_folders(run.folder) if checkpoints else [run.folder]:
-            measured = evaluated(experiment, run, where, runs, clips, decoders)
+        for where in checkpoint_folders(run.folder) if experiment.over_steps else [run.folder]:
+            measured = evaluated(experiment, run, where, runs, clips, decoders, plans)
             if "planning" in experiment.needs:
                 measured += planned(run, where, clips)
             step = int(read_about(where)["step"])
@@ -186,11 +200,18 @@ def measured_models(
 
 
 def evaluated(
-    experiment: Experiment, run: Run, where: str, runs: Sequence[Run], clips: Clips, decoders: bool
+    experiment: Experiment,
+    run: Run,
+    where: str,
+    runs: Sequence[Run],
+    clips: Clips,
+    decoders: bool,
+    plans: Mapping[str, str],
 ) -> Measured:
-    """The experiment's evaluations of one checkpoint; those whose results are kept are not made again."""
+    """The experiment's evaluations of one checkpoint; those whose results are kept are not made again. `plans`: data ->
+    the fingerprint of their clips."""
     from lawm.cluster.evaluate import Company, evaluate
-    from lawm.training import read_about
+    from lawm.cluster.parts import said_of_all
 
     twins = {one.twin: one.folder for one in runs if one.twin and one.seed == run.seed and one.done}
     children = {kind: f"{run.folder}-{kind}" for kind in ("controller", "decoder")}
@@ -201,21 +222,19 @@ def evaluated(
     for on_robot in (False, True):
         names = [name for name in experiment.suite if (name in ON_ROBOT) == on_robot]
         data = clips.robot if on_robot else clips.measure
-        if names and data is None:
+        if not names:
+            continue
+        if data is None:
             why = "no labelled clips of a robot were given (--robot with --robot-labels, or --labels)"
             total += Measured(omitted=[Omission(name, why) for name in names])
             continue
         config = run.config.model_copy(update={"data": data})
-        about = {
-            "checkpoints": [read_about(uri)["fingerprint"] for uri in company.all],
-            "evaluate": config.evaluate.model_dump(mode="json"),
-            "data": data.model_dump(mode="json") if data else None,
-        }
+        about = said_of_all(config, company.all, [plans[data.model_dump_json()]])
         asked = {name: f"{where}.reproduced/{name}.json" for name in names}
         kept = {name: found for name, uri in asked.items() if (found := _kept(uri, about)) is not None}
         left = [name for name in names if name not in kept]
         if left:
-            say(f"{', '.join(left)} of {last(where)}")
+            say(f"{', '.join(left)} of {storage.last_part(where)}")
             new = evaluate(config, company, left, parts_in=f"{where}.parts")
             record(storage.join(run.folder, "evaluation.json"), new, where)
             for name in left:
@@ -249,8 +268,7 @@ def _keep(where: str, about: dict[str, Any], measured: Measured) -> None:
 
 def planned(run: Run, where: str, clips: Clips) -> Measured:
     """Planning of one model with its controller; episodes that are there are not planned again."""
-    from lawm.cluster.plan import dataset_name, label_ranges, plan_episodes
-    from lawm.planning import episode_values, remarks, summarize_episodes
+    from lawm.cluster.plan import dataset_name, measured_plans, plan_episodes
     from lawm.training import read_about
 
     controller = f"{run.folder}-controller"
@@ -261,11 +279,8 @@ def planned(run: Run, where: str, clips: Clips) -> Measured:
         rows = plan_episodes(
             config, where, controller, f"{where}.plan", lambda done, total: show(done, total, "episodes")
         )
-    e, step = config.evaluate, int(read_about(where)["step"])
     dataset = dataset_name(config, None, [where, controller])
-    results = summarize_episodes(rows, dataset, step, e.bootstrap, e.seed)
-    notes = remarks(rows, label_ranges(config), config.plan.percentiles)
-    measured = Measured(results, notes=notes, kept=[episode_values(rows, dataset, step)])
+    measured = measured_plans(config, rows, dataset, int(read_about(where)["step"]))
     record(storage.join(run.folder, "evaluation.json"), measured, where)
     return measured
 
@@ -274,24 +289,22 @@ def pictures_of_latents(runs: Sequence[Run]) -> list[Section]:
     """Figure S1's pictures: inferred and drawn latents of each model."""
     found: list[Section] = []
     for run in (run for run in runs if run.variant is not None and run.done):
-        assert run.variant is not None
-        for one in drawn_latents(run.folder):
-            found.append(replace(one, title=f"{run.variant.latents}, {run.variant.said}, seed {run.seed}"))
+        found += [replace(one, title=run.title) for one in drawn_latents(run.folder)]
     return found
 
 
-def plan_of_work(runs: Iterable[Run], experiment: Experiment, most: int) -> dict[str, Any]:
+def plan_of_work(runs: Sequence[Run], experiment: Experiment, most: int) -> dict[str, Any]:
     """What is still to be trained, in numbers."""
-    runs = list(runs)
-    left = [run for run in runs if not run.done]
-    controllers = sum(run.variant is not None for run in runs) if "controller" in experiment.needs else 0
+    groups = populations(runs, most)
+
+    def clips(of: Iterable[Run]) -> int:
+        return sum(run.config.train.steps * run.config.train.batch for run in of)
+
     return {
         "models": len(runs),
-        "models left to train": len(left),
-        "populations": len(populations(runs, most)),
-        "clips trained on": sum(run.config.train.steps * run.config.train.batch for run in left),
-        "clips decoded and encoded": sum(
-            group[0].config.train.steps * group[0].config.train.batch for group in populations(runs, most)
-        ),
-        "controllers": controllers,
+        "models left to train": sum(map(len, groups)),
+        "populations": len(groups),
+        "clips trained on": clips(run for group in groups for run in group),
+        "clips decoded and encoded": clips(group[0] for group in groups),
+        "controllers": sum(run.variant is not None for run in runs) if "controller" in experiment.needs else 0,
     }

@@ -58,7 +58,7 @@ def with_data(config: Config, args: argparse.Namespace) -> Config:
 
 
 def mixed(given: str) -> dict[str, Any]:
-    """'URI=WEIGHT' -> a source of a mixture; a URI that ends in .parquet is an index, another one a cache."""
+    """'URI=WEIGHT' -> a source of a mixture."""
     uri, equals, weight = given.rpartition("=")
     try:
         share = float(weight)
@@ -66,8 +66,12 @@ def mixed(given: str) -> dict[str, Any]:
         equals = ""
     if not equals or not uri:
         raise LawmError(f"--mix {given}: expected INDEX=WEIGHT, as in --mix droid.parquet=0.25")
-    kind = "index" if uri.endswith(".parquet") else "cache"
-    return {kind: storage.absolute(uri), "weight": share}
+    return clips_at(uri) | {"weight": share}
+
+
+def clips_at(uri: str) -> dict[str, Any]:
+    """The field of `data` that a URI is for: one that ends in .parquet is an index, another one a cache."""
+    return {"index" if uri.endswith(".parquet") else "cache": storage.absolute(uri)}
 
 
 def checkpoint_config(args: argparse.Namespace) -> Config:

@@ -136,8 +136,7 @@ def train_all(demo: Demo) -> None:
 def measure(demo: Demo) -> Measured:
     """Evaluations on held-out PushT, planning, and what can be said of the natural videos."""
     from lawm.cluster.evaluate import Company, evaluate
-    from lawm.cluster.plan import label_ranges, plan_episodes
-    from lawm.planning import episode_values, remarks, summarize_episodes
+    from lawm.cluster.plan import measured_plans, plan_episodes
     from lawm.training import read_about
 
     model, twin, controller = (demo.path(n) for n in ("model", "deterministic", "controller"))
@@ -151,11 +150,7 @@ def measure(demo: Demo) -> Measured:
         rows = plan_episodes(
             config, model, controller, demo.path("plan"), lambda done, total: show(done, total, "episodes")
         )
-        e = config.evaluate
-        step = read_about(model)["step"]
-        notes = remarks(rows, label_ranges(config), config.plan.percentiles)
-        planned = summarize_episodes(rows, dataset, step, e.bootstrap, e.seed)
-        measured += Measured(planned, notes=notes, kept=[episode_values(rows, dataset, step)])
+        measured += measured_plans(config, rows, dataset, read_about(model)["step"])
     write_results(demo.path("results.json"), measured)
     record(demo.path("model", "evaluation.json"), measured, model)
     return measured

@@ -1,6 +1,8 @@
 """Measure a checkpoint: capacity, leakage, cycle, transfer, controllability, sampling, controller and probes.
 
 lawm evaluate --checkpoint runs/mine --deterministic runs/mine-deterministic
+
+A run that was killed goes on where it was. Where an evaluation fails, the others are kept, and the exit code is 1.
 """
 
 import sys

@@ -40,10 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.unit:
         config = override(config, "plan.unit", args.unit)
 
-    from lawm.cluster.plan import dataset_name, label_ranges, labelled_clips, needs, plan_episodes
+    from lawm.cluster.plan import dataset_name, label_ranges, labelled_clips, measured_plans, needs, plan_episodes
     from lawm.cluster.session import start
-    from lawm.evaluation import Measured
-    from lawm.planning import episode_values, remarks, summarize_episodes
     from lawm.report import print_table, results_table
 
     if args.dry_run:
@@ -57,16 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     model, controller, out = (storage.absolute(u) for u in (args.checkpoint, args.controller, args.out))
     with start(config.cluster, needs=needs(config)), counted("plan") as show:
         rows = plan_episodes(config, model, controller, out, lambda done, total: show(done, total, "episodes"))
-    step, e = read_about(model)["step"], config.evaluate
     name = dataset_name(config, args.dataset, [model, controller])
-    results = summarize_episodes(rows, name, step, e.bootstrap, e.seed)
-    notes = remarks(rows, label_ranges(config), config.plan.percentiles)
+    measured = measured_plans(config, rows, name, read_about(model)["step"])
     where = storage.join(out, "results.json")
-    measured = Measured(results, notes=notes, kept=[episode_values(rows, name, step)])
     write_results(where, measured)
     table = record(where, measured, model)
-    print_table(results_table(f"planning with {args.checkpoint}", results))
-    print("\n".join(notes))
+    print_table(results_table(f"planning with {args.checkpoint}", measured.results))
+    print("\n".join(measured.notes))
     print(f"episodes: {storage.join(out, 'episodes.jsonl')}\ntable: {table}")
     return 0
 

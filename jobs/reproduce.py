@@ -21,32 +21,40 @@ from jobs._cli import base_parser, describe, resolve_config, run_job, say
 from jobs._reproduce import (
     Clips,
     measured_models,
+    not_trained,
     pictures_of_latents,
     plan_of_work,
     runs_of,
     train_children,
     train_models,
 )
-from jobs._run import add_data_arguments, spoken, with_data
+from jobs._run import add_data_arguments, clips_at, spoken, with_data
+from jobs.demo import PUSHT, Demo, prepare_data
 from jobs.simulate import add_nuisances
 from lawm import storage
 from lawm.config import Config, LawmError
 
 PAPER_RATE = 11.1
 """Clips a second and GPU of the paper's training (30,000 x 1,024 clips in 12 hours on 64 GPUs)."""
-FROM_ANYWHERE = ("index", "cache", "robot")
 
 
-def data_of(args: argparse.Namespace, config: Config) -> Clips:
-    """The clips that the arguments name: without any, the demo's."""
-    if not config.data.given:
-        if args.robot or args.robot_labels:
-            raise LawmError("--robot: give the videos to train on as well (--index or --cache)")
-        if config.recipe != "demo":
-            raise LawmError(f"--recipe {config.recipe}: nothing to train on: give --index URI or --cache URI")
-        from jobs.demo import PUSHT, Demo
+def demo_of(args: argparse.Namespace, config: Config) -> Demo | None:
+    """The demo whose data are made, where no others are given. Raises LawmError where that cannot be."""
+    nuisances = {"distractors": args.distractors, "shake": args.shake}
+    if config.data.given:
+        if any(nuisances.values()):
+            raise LawmError("--distractors and --shake are of the demo's data, and other data were given")
+        return None
+    if args.robot or args.robot_labels:
+        raise LawmError("--robot: give the videos to train on as well (--index or --cache)")
+    if config.recipe != "demo":
+        raise LawmError(f"--recipe {config.recipe}: nothing to train on: give --index URI or --cache URI")
+    return Demo(config, Path(storage.absolute(args.out)), args.episodes, **nuisances)
 
-        demo = Demo(config, Path(storage.absolute(args.out)), args.episodes)
+
+def data_of(args: argparse.Namespace, config: Config, demo: Demo | None) -> Clips:
+    """The clips that the arguments name, or the demo's."""
+    if demo is not None:
         labelled, every = demo.on(PUSHT).data, demo.on(None, labels=None).data
         return Clips(every, demo.on(PUSHT, labels=None).data, labelled, demo.on("[!p]*", labels=None).data)
     plain = config.data.model_copy(update={"labels": None})
@@ -57,11 +65,9 @@ def data_of(args: argparse.Namespace, config: Config) -> Clips:
         return Clips(plain, plain, labelled_data)
     if args.robot_labels is None:
         raise LawmError("--robot needs --robot-labels, the table of its actions")
-    kind = "index" if args.robot.endswith(".parquet") else "cache"
     gone = {"index": None, "cache": None, "mixture": (), "keys": None}
-    robot = config.data.model_copy(
-        update={**gone, kind: storage.absolute(args.robot), "labels": storage.absolute(args.robot_labels)}
-    )
+    named = clips_at(args.robot) | {"labels": storage.absolute(args.robot_labels)}
+    robot = config.data.model_copy(update=gone | named)
     return Clips(plain, plain, robot, plain)
 
 
@@ -111,9 +117,8 @@ def main(argv: list[str] | None = None) -> int:
             raise LawmError(f"--{option} {getattr(args, option)}: expected 1 or more")
     experiment, out = EXPERIMENTS[args.name], storage.absolute(args.out)
     config = resolve_config(args, with_data(resolve_config(args), args))
-    if config.data.given and (args.distractors or args.shake):
-        raise LawmError("--distractors and --shake are of the demo's data, and other data were given")
-    clips = data_of(args, config)
+    demo = demo_of(args, config)
+    clips = data_of(args, config, demo)
     runs = runs_of(experiment, config, clips, args.seeds, scale_of(config.recipe), out)
     work = plan_of_work(runs, experiment, args.members)
 
@@ -128,19 +133,16 @@ def main(argv: list[str] | None = None) -> int:
     began = time.monotonic()
     say(", ".join(f"{value:,} {name}" for name, value in work.items()))
     with start(config.cluster, needs=needs(config, "latent_action")):
-        if not config.data.given:
-            from jobs.demo import Demo, prepare_data
-
-            nuisances = {"distractors": args.distractors, "shake": args.shake}
-            prepare_data(Demo(config, Path(out), args.episodes, **nuisances))
+        if demo is not None:
+            prepare_data(demo)
         train_models(runs, args.members, args.beside)
         if "controller" in experiment.needs and clips.robot is not None:
             train_children(runs, "controller", clips.robot, args.beside)
         if args.pixels:
             train_children(runs, "decoder", clips.train, args.beside)
-        models = measured_models(experiment, runs, clips, args.pixels, experiment.over_steps)
+        models = measured_models(experiment, runs, clips, args.pixels)
     table = experiment_table(experiment, models)
-    sections = [table, *missing_section(experiment, models), *figure_sections(experiment, models)]
+    sections = [table, *not_trained(runs), *missing_section(experiment, models), *figure_sections(experiment, models)]
     if "sampling" in experiment.suite:
         sections += pictures_of_latents(runs)
     if args.name == "claims":

@@ -15,13 +15,14 @@ from lawm.cluster.actors import Actors
 from lawm.cluster.session import TRAIN, Need
 from lawm.config import Config, LawmError
 from lawm.data import BadClip, ClipReader, Sample, Split
-from lawm.evaluation import data_name
+from lawm.evaluation import Measured, data_name
 from lawm.model import check_state_a_frame
 from lawm.planning import (
     Episode,
     Shown,
     action_space,
     check_units,
+    episode_values,
     in_units,
     mean_action,
     measured_by,
@@ -30,9 +31,11 @@ from lawm.planning import (
     outside,
     plan,
     preset,
+    remarks,
     rollout_cost,
     sequence_errors,
     shown_by,
+    summarize_episodes,
     units,
 )
 from lawm.storage import exists, is_s3, join, read_bytes, write_bytes
@@ -203,6 +206,14 @@ def dataset_name(config: Config, name: str | None, checkpoints: Sequence[str]) -
     reader = ClipReader(episode_config(config), "val", labelled=True)
     assert reader.labels is not None
     return data_name(name or reader.labels.meaning.scene or None, reader.index, checkpoints)
+
+
+def measured_plans(config: Config, rows: list[dict[str, Any]], dataset: str, step: int) -> Measured:
+    """The figures of planned episodes, what has to be said beside them, and the values of each."""
+    e = config.evaluate
+    results = summarize_episodes(rows, dataset, step, e.bootstrap, e.seed)
+    notes = remarks(rows, label_ranges(config), config.plan.percentiles)
+    return Measured(results, notes=notes, kept=[episode_values(rows, dataset, step)])
 
 
 def every_episode(
