@@ -13,8 +13,8 @@ candidate costs, by ways that share all but one part:
     IDM, standardised noise   the same with latents off by as much as the controller's are, in random directions
     controller     as planning does it
     snapped        the controller's latents moved to the nearest inferred in training: never off the manifold
-    scaled         a controller that learns standardised latents, in as many steps
-    long           the controller, and the scaled one, trained five times as long
+    plain, standardised       controllers of either kind of `controller.latents`, in as many steps
+    plain, long, ...          the same, trained five times as long
 
 `order` is Spearman's correlation between cost and true displacement error over an episode's candidates, `pick` the true
 error of the cheapest candidate over the candidates' mean. The last line is one JSON object.
@@ -53,6 +53,7 @@ from lawm.training import (
 from lawm.video import VideoRef, decode_clip
 
 PACKAGES = ("lawm", "torch", "gym-pusht")
+LONG = "standardised, long"
 
 
 @dataclass(frozen=True)
@@ -133,51 +134,16 @@ class Snapped(nn.Module):
         return self.inferred[torch.cdist(z.flatten(0, 1), self.inferred).argmin(dim=1)].view_as(z)
 
 
-class Scaled(nn.Module):
-    """A map whose output is in standardised latents, given out in the model's own."""
-
-    def __init__(self, inner: nn.Module, mean_Z: Tensor, std_Z: Tensor):
-        super().__init__()
-        self.inner = inner
-        self.register_buffer("mean", mean_Z)
-        self.register_buffer("std", std_Z)
-
-    def forward(self, actions_BTA: Tensor, states_BTND: Tensor) -> Tensor:
-        return self.inner(actions_BTA, states_BTND) * self.std + self.mean
-
-
-class ScaledObjective(ControllerObjective):
-    """The controller's loss with every dimension of the latents in its own standard deviation."""
-
-    std: Tensor
-
-    def standardise(self, mean_Z: Tensor, std_Z: Tensor) -> None:
-        self.controller.forward_map = Scaled(self.controller.forward_map, mean_Z, std_Z)
-        self.std = std_Z
-
-    def forward(self, batch: Any) -> Any:
-        terms = super().forward(batch)
-        with torch.no_grad():
-            states = self.model.states(batch)
-            target = self.model.infer(states, batch.actions_BTA).z_BTZ
-        assert target is not None and batch.actions_BTA is not None
-        predicted = self.controller(batch.actions_BTA.float(), states[:, :-1])
-        loss = ((predicted - target) / self.std).square().mean()
-        return type(terms)(loss, terms.penalty, terms.metrics)
-
-
-def trained(config: Config, model: LatentActionObjective, scaled: bool, steps: int, latents: Tensor) -> Controller:
-    """A controller as `lawm controller` makes it, in this process; `scaled`: with the loss in standardised latents."""
+def trained(config: Config, model: LatentActionObjective, latents: str, steps: int) -> Controller:
+    """A controller as `lawm controller` makes it, in this process; `latents`: plain or standardised."""
     longer = config.controller.train.model_copy(update={"steps": steps, "checkpoint_every": steps})
-    config = config.model_copy(update={"controller": config.controller.model_copy(update={"train": longer})})
+    own = config.controller.model_copy(update={"train": longer, "latents": latents})
+    config = config.model_copy(update={"controller": own})
     reader = ClipReader(config, "train", labelled=True)
     assert reader.labels is not None
     torch.manual_seed(longer.seed)
-    kind = ScaledObjective if scaled else ControllerObjective
-    objective = kind(config, model, reader.labels.action_dim)
+    objective = ControllerObjective(config, model, reader.labels.action_dim)
     objective.scale_actions(action_scales(reader))
-    if isinstance(objective, ScaledObjective):
-        objective.standardise(latents.mean(dim=0), latents.std(dim=0).clamp_min(1e-6))
     train(objective, lambda cursor: local_batches(reader, longer.batch, cursor), config, lambda *said: None)
     return objective.eval().controller
 
@@ -309,13 +275,13 @@ def main(argv: list[str] | None = None) -> int:
         controllers["snapped"] = Snapped(objective.controller, z)
         steps = config.controller.train.steps
         if not args.quick:
-            controllers["scaled"] = trained(config, model, True, steps, z)
-            controllers["long"] = trained(config, model, False, 5 * steps, z)
-            controllers["scaled long"] = trained(config, model, True, 5 * steps, z)
+            for latents in ("plain", "standardised"):
+                controllers[latents] = trained(config, model, latents, steps)
+                controllers[f"{latents}, long"] = trained(config, model, latents, 5 * steps)
         ways = judge(model, controllers, found, config.plan.cost, z)
         facts = ways.facts | explained(z, actions, states, objective.controller)
         facts |= (
-            {f"scaled long, {k}": v for k, v in explained(z, actions, states, controllers["scaled long"]).items()}
+            {f"{LONG}, {k}": v for k, v in explained(z, actions, states, controllers[LONG]).items()}
             if not args.quick
             else {}
         )

@@ -52,8 +52,6 @@ class Search:
     std: Tensor = field(init=False)
     best: Tensor = field(init=False)
     best_cost: Tensor = field(init=False)
-    elites: Tensor | None = None
-    """Of the last refit, best first, [E, K, H, A]."""
 
     def __post_init__(self) -> None:
         episodes, device = len(self.generators), self.space.scale.device
@@ -153,17 +151,18 @@ def icem(
     """iCEM. `plan.noise_beta` colours the noise; the first elites of an iteration are candidates of the next; the mean
     is a candidate of the last."""
     search = Search(cost, space, config, generators)
+    elites: Tensor | None = None
     for i in range(config.iterations):
         samples = max(round(config.samples * FEWER**-i), min(2 * config.elites, config.samples))
         candidates = search.drawn(samples)
-        if search.elites is not None:
-            kept = max(1, round(KEPT * search.elites.shape[1]))
-            candidates = torch.cat([candidates, search.elites[:, :kept]], dim=1)
+        if elites is not None:
+            kept = max(1, round(KEPT * elites.shape[1]))
+            candidates = torch.cat([candidates, elites[:, :kept]], dim=1)
         if i == config.iterations - 1:
             candidates = torch.cat([candidates, search.mean], dim=1)
         candidates = search.taken(candidates)
-        search.elites = search.ranked(candidates, search.judged(candidates))
-        mean, std = search.elites.mean(1, keepdim=True), search.elites.std(1, keepdim=True, correction=0)
+        elites = search.ranked(candidates, search.judged(candidates))
+        mean, std = elites.mean(1, keepdim=True), elites.std(1, keepdim=True, correction=0)
         search.refit(mean, std, MOMENTUM)
     return search.result()
 
@@ -203,11 +202,10 @@ def gradient(
     walking = walking.requires_grad_(True)
     optimizer = torch.optim.Adam([walking], lr=config.learning_rate)
     for _ in range(config.iterations):
-        optimizer.zero_grad()
         with torch.enable_grad():
             costs = search.cost(walking * space.scale + space.centre)
-            torch.where(costs.isfinite(), costs, 0.0).sum().backward()
-        walking.grad.nan_to_num_(0.0)  # type: ignore[union-attr]
+            total = torch.where(costs.isfinite(), costs, 0.0).sum()
+        walking.grad = torch.autograd.grad(total, walking)[0].nan_to_num(0.0)  # of the candidates alone, not the model
         optimizer.step()
         with torch.no_grad():
             walking.copy_(search.taken(walking))

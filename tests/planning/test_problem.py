@@ -55,6 +55,22 @@ def test_costs_of_a_batch_are_those_of_its_members(context: int) -> None:
     shared = rollout_cost(model, controller, start[:1], goal[:1], actions, "l2")
     repeated = rollout_cost(model, controller, start[:1].repeat(5, 1, 1, 1), goal[:1].repeat(5, 1, 1), actions, "l2")
     torch.testing.assert_close(shared, repeated, rtol=1e-4, atol=1e-4)
+    walking = actions.clone().requires_grad_(True)  # without the memory of keys and values: the same costs
+    costs = rollout_cost(model, controller, start, goal, walking, "l2")
+    torch.testing.assert_close(costs.detach(), together, rtol=1e-4, atol=1e-4)
+    (slope,) = torch.autograd.grad(costs.sum(), walking)
+    at, small = (2, 1, 0), 1e-2
+    ends = []
+    for sign in (1, -1):
+        moved = actions.clone()
+        moved[at] += sign * small
+        ends.append(rollout_cost(model, controller, start, goal, moved, "l2")[2].item())
+    assert slope[at].item() == pytest.approx((ends[0] - ends[1]) / (2 * small), rel=0.05, abs=1e-3)
+    latents = torch.randn(5, 2, 8)  # sequences of latents, without a controller
+    if context == 1:
+        last = model.world_model.rollout(start, latents, 2)[:, -1]
+        by_hand = goal_cost(last, goal, "l2")
+        torch.testing.assert_close(rollout_cost(model, None, start, goal, latents, "l2"), by_hand, rtol=1e-4, atol=1e-4)
     other = rollout_cost(model, controller, start, goal, actions + 1, "l2")
     assert (other != together).all()
     # By hand, one state after another.
