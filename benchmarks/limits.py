@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks._common import finish, parser, spread
 from lawm.config import PlanConfig
-from lawm.data import PLANAR
-from lawm.planning import Shown, action_space, cem, errors, moved_by_actions
+from lawm.data import PLANAR, Shown
+from lawm.planning import action_space, cem, errors, moved_by_actions
 
 HORIZON, LANDMARKS, NOISE, MOST_TURN = 4, 8, 0.45, 0.9
 PATHS, EPISODES, STEPS, WIDTH = 300, 40, 150, 32

@@ -36,10 +36,10 @@ from torch import Tensor, nn
 from benchmarks._common import finish, parser
 from jobs.demo import PUSHT, Demo
 from lawm.config import Config, LawmError
-from lawm.data import BadClip, ClipReader, Cursor, action_scales
+from lawm.data import BadClip, ClipReader, Cursor, action_scales, shown_by
 from lawm.evaluation import interval, ratio
 from lawm.model import Controller, effective_rank
-from lawm.planning import Episode, action_space, goal_cost, measured_dimensions, sequence_errors, shown_by
+from lawm.planning import Episode, action_space, goal_cost, measured_dimensions, sequence_errors
 from lawm.simulation import PushTSimulator, PushTSpec, encode_mp4
 from lawm.training import (
     ControllerObjective,

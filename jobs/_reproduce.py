@@ -269,6 +269,7 @@ def _keep(where: str, about: dict[str, Any], measured: Measured) -> None:
 def planned(run: Run, where: str, clips: Clips) -> Measured:
     """Planning of one model with its controller; episodes that are there are not planned again."""
     from lawm.cluster.plan import dataset_name, measured_plans, plan_episodes
+    from lawm.planning import Used
     from lawm.training import read_about
 
     controller = f"{run.folder}-controller"
@@ -276,9 +277,8 @@ def planned(run: Run, where: str, clips: Clips) -> Measured:
         return Measured(omitted=[Omission("planning", "there is no controller: no labelled clips were given")])
     config = run.config.model_copy(update={"data": clips.robot})
     with counted("plan") as show:
-        rows = plan_episodes(
-            config, where, controller, f"{where}.plan", lambda done, total: show(done, total, "episodes")
-        )
+        used = Used(where, controller)
+        rows = plan_episodes(config, used, f"{where}.plan", lambda done, total: show(done, total, "episodes"))
     dataset = dataset_name(config, None, [where, controller])
     measured = measured_plans(config, rows, dataset, int(read_about(where)["step"]))
     record(storage.join(run.folder, "evaluation.json"), measured, where)

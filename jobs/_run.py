@@ -77,12 +77,12 @@ def clips_at(uri: str) -> dict[str, Any]:
 def checkpoint_config(args: argparse.Namespace) -> Config:
     """The config of --checkpoint with the data arguments and every --set applied. With --recipe, that recipe's
     controller, decoder, evaluation, planning and cluster; the model and its clips are the checkpoint's."""
-    from lawm.training import config_in_use, read_about
+    from lawm.training import CHILDREN, config_in_use, read_about
 
     trained = base = parse_config(read_about(args.checkpoint)["config"], args.checkpoint)
     if args.recipe:
         other = recipe(args.recipe)
-        parts = ("controller", "decoder", "evaluate", "plan", "cluster")
+        parts = (*CHILDREN, "evaluate", "plan", "cluster")
         base = base.model_copy(update={part: getattr(other, part) for part in parts})
     config = resolve_config(args, with_data(base, args))
     config_in_use(trained, config, args.checkpoint)
@@ -310,6 +310,9 @@ def next_step(kind: str, checkpoint: str, parent: str | None, held_out: bool = T
         every = "" if held_out else " --set evaluate.split=all"
         return f"lawm evaluate --checkpoint {run}{every}, or lawm decoder --checkpoint {run} for pictures"
     model = shlex.quote(str(parent))
+    if kind in ("prior", "policy"):
+        more = " --set plan.over=prior" if kind == "prior" else ""
+        return f"lawm plan --checkpoint {model} --controller CONTROLLER --{kind} {run}{more}"
     if kind == "decoder":
         return f"lawm report --checkpoint {model} --decoder {run}"
     return (
@@ -319,7 +322,7 @@ def next_step(kind: str, checkpoint: str, parent: str | None, held_out: bool = T
 
 
 def beside(args: argparse.Namespace, kind: str) -> None:
-    """Puts the run folder of a controller or decoder that has no --out beside its model's: RUN-controller."""
+    """Puts the run folder of what stands on a model, and has no --out, beside the model's: RUN-controller."""
     from lawm.training import run_of
 
     if args.out is None:

@@ -137,6 +137,7 @@ def measure(demo: Demo) -> Measured:
     """Evaluations on held-out PushT, planning, and what can be said of the natural videos."""
     from lawm.cluster.evaluate import Company, evaluate
     from lawm.cluster.plan import measured_plans, plan_episodes
+    from lawm.planning import Used
     from lawm.training import read_about
 
     model, twin, controller = (demo.path(n) for n in ("model", "deterministic", "controller"))
@@ -147,9 +148,8 @@ def measure(demo: Demo) -> Measured:
         measured += evaluate(natural, Company(model, twin), ("capacity", "leakage", "cycle"), dataset="natural")
     with demo.step("plan"), counted("plan") as show:
         config = demo.on(PUSHT)
-        rows = plan_episodes(
-            config, model, controller, demo.path("plan"), lambda done, total: show(done, total, "episodes")
-        )
+        used = Used(model, controller)
+        rows = plan_episodes(config, used, demo.path("plan"), lambda done, total: show(done, total, "episodes"))
         measured += measured_plans(config, rows, dataset, read_about(model)["step"])
     write_results(demo.path("results.json"), measured)
     record(demo.path("model", "evaluation.json"), measured, model)

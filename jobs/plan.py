@@ -1,8 +1,11 @@
-"""Plan with a world model: CEM over real actions through the controller, episodes spread over Ray actors.
+"""Plan with a world model, episodes spread over Ray actors: towards the end of held-out clips, or in closed loop.
 
     lawm plan --checkpoint runs/mine --controller runs/mine-controller
+    lawm plan --checkpoint runs/mine --controller runs/mine-controller --set plan.over=latents
+    lawm plan --checkpoint runs/mine --controller runs/mine-controller --set plan.preset=swm-pusht
 
-Each finished episode is a row in RUN/plan/episodes.jsonl (or --out); a rerun does only those that are missing.
+Each finished episode is a row in RUN/plan/episodes.jsonl and .parquet (or --out); a rerun does only those that are
+missing, and those that failed. docs/planning.md says what can be searched, and by which protocols.
 """
 
 import sys
@@ -10,7 +13,7 @@ import sys
 from jobs._cli import base_parser, describe, run_job
 from jobs._run import add_data_arguments, checkpoint_config, counted, record, write_results
 from lawm import storage
-from lawm.config import LawmError, override
+from lawm.config import override
 
 
 @run_job
@@ -20,7 +23,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint", required=True, metavar="URI", help="the latent action model: a run folder or a checkpoint in it"
     )
-    parser.add_argument("--controller", required=True, metavar="URI", help="the controller of that model")
+    parser.add_argument(
+        "--controller", metavar="URI", help="the controller of that model (a model of true actions needs none)"
+    )
+    parser.add_argument("--prior", metavar="URI", help="the prior of its latents, for --set plan.over=prior")
+    parser.add_argument("--policy", metavar="URI", help="behaviour cloning to be set beside the plans (lawm policy)")
     parser.add_argument("--out", metavar="URI", help="folder of the episodes (default: RUN/plan of the checkpoint)")
     parser.add_argument(
         "--unit", metavar="UNIT", help="unit of translations, where the labels do not say it (as in: m)"
@@ -42,28 +49,28 @@ def main(argv: list[str] | None = None) -> int:
 
     from lawm.cluster.plan import dataset_name, label_ranges, labelled_clips, measured_plans, needs, plan_episodes
     from lawm.cluster.session import start
+    from lawm.planning import Used
     from lawm.report import print_table, results_table
 
+    beside = (args.controller, args.prior, args.policy)
+    used = Used(storage.absolute(args.checkpoint), *(storage.absolute(u) if u else None for u in beside))
     if args.dry_run:
-        held_out = labelled_clips(config, [args.checkpoint, args.controller])
-        kind = read_about(args.controller)["kind"]
-        if kind != "controller":
-            raise LawmError(f"{args.controller} holds a {kind}, not a controller")
+        held_out = labelled_clips(config, used)
         about = {"out": storage.absolute(args.out), "training_actions": label_ranges(config)}
         describe(config, needs(config), held_out, episodes=config.plan.episodes, **about)
         return 0
-    model, controller, out = (storage.absolute(u) for u in (args.checkpoint, args.controller, args.out))
+    out = storage.absolute(args.out)
     with start(config.cluster, needs=needs(config)), counted("plan") as show:
-        rows = plan_episodes(config, model, controller, out, lambda done, total: show(done, total, "episodes"))
-    name = dataset_name(config, args.dataset, [model, controller])
-    measured = measured_plans(config, rows, name, read_about(model)["step"])
+        rows = plan_episodes(config, used, out, lambda done, total: show(done, total, "episodes"))
+    name = dataset_name(config, args.dataset, list(used.given.values()))
+    measured = measured_plans(config, rows, name, read_about(used.model)["step"])
     where = storage.join(out, "results.json")
     write_results(where, measured)
-    table = record(where, measured, model)
+    table = record(where, measured, used.model)
     print_table(results_table(f"planning with {args.checkpoint}", measured.results))
     print("\n".join(measured.notes))
-    print(f"episodes: {storage.join(out, 'episodes.jsonl')}\ntable: {table}")
-    return 0
+    print(f"episodes: {storage.join(out, 'episodes.parquet')}\ntable: {table}")
+    return 1 if any(row.get("failed") for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from lawm import __version__, storage
 from lawm.config import Config, LawmError
 from lawm.data import Split
 from lawm.evaluation import Kept, Missing, PerClip, units_say, values_from_bytes, values_to_bytes
-from lawm.training import read_about
+from lawm.training import CHILDREN, read_about
 
 FORMAT = 1
 
@@ -48,7 +48,7 @@ def said_of_all(config: Config, checkpoints: Iterable[str], plans: Iterable[str]
     labels = config.data.labels
     return {
         "format": (FORMAT, __version__),
-        "config": config.model_dump(mode="json", exclude={"cluster", "plan", "controller", "decoder", "optimizer"}),
+        "config": config.model_dump(mode="json", exclude={"cluster", "plan", "optimizer", *CHILDREN}),
         "checkpoints": [read_about(uri)["fingerprint"] for uri in checkpoints],
         "plans": sorted(plans),
         "labels": hashlib.sha256(storage.read_bytes(labels)).hexdigest() if labels else None,

@@ -1,54 +1,39 @@
 """Planning episodes over Ray actors: each finished episode is one row, a rerun skips finished ones."""
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
 from lawm.cluster.actors import Actors
 from lawm.cluster.session import TRAIN, Need
 from lawm.config import Config, LawmError
-from lawm.data import BadClip, ClipReader, Sample, Split
+from lawm.data import BadClip, ClipReader, Shown, Split, shown_by
 from lawm.evaluation import Measured, data_name
 from lawm.model import check_state_a_frame
 from lawm.planning import (
-    Episode,
-    Shown,
-    action_space,
+    Episodes,
+    Task,
+    Used,
     check_units,
+    episode_config,
     episode_values,
     in_units,
-    mean_action,
-    measured_by,
-    measured_dimensions,
-    no_action,
-    outside,
-    plan,
-    preset,
     remarks,
-    rollout_cost,
-    sequence_errors,
-    shown_by,
     summarize_episodes,
-    units,
 )
+from lawm.simulation import check_world
 from lawm.storage import exists, is_s3, join, read_bytes, write_bytes
-from lawm.training import (
-    check_actions,
-    check_cache,
-    check_free_of_the_past,
-    collate,
-    load_controller,
-    load_model,
-    pick_device,
-    read_about,
-)
+from lawm.training import check_actions, check_free_of_the_past, read_about
+
+ON_A_GPU = 8
+"""Episodes of one call where `plan.batch` does not say."""
 
 
 def needs(config: Config) -> list[Need]:
@@ -56,120 +41,32 @@ def needs(config: Config) -> list[Need]:
     return [Need("planning actor", cluster.plan_actors, 1.0, cluster.gpus_per_worker, TRAIN, "cluster.plan_actors=1")]
 
 
-def episode_config(config: Config) -> Config:
-    """The config whose clips are one planning episode: H + 1 frames at the training rate."""
-    horizon = preset(config.plan).horizon
-    clip = config.data.clip.model_copy(update={"frames": horizon + 1})
-    return config.model_copy(update={"data": config.data.model_copy(update={"clip": clip})})
+class PlanningActor:
+    """`Episodes` in an actor."""
 
-
-@dataclass(frozen=True)
-class Task:
-    """An episode and the held-out clip that it is planned on: that of its own number, or one in its place. `refused`:
-    why its own is not taken."""
-
-    episode: int
-    position: int
-    refused: str = ""
-
-
-class Planner:
-    """Plans single episodes. Everything random follows from (plan.seed, episode)."""
-
-    def __init__(self, config: Config, model: str, controller: str, shown: Shown) -> None:
+    def __init__(self, config: Config, used: Used, shown: Shown) -> None:
         if config.cluster.plan_actors > 1:
             torch.set_num_threads(1)
-        self.config, self.shown = episode_config(config), shown
-        self.settings = preset(config.plan)
-        self.device = pick_device()
-        self.model, parent = load_model(model, config=self.config)
-        self.controller = load_controller(controller, self.model, parent).to(self.device)
-        self.model = self.model.to(self.device)
-        self.held_out = ClipReader(self.config, "val", labelled=True)
-        self.training = ClipReader(self.config, "train", labelled=True)
-        if self.held_out.cache is not None:
-            check_cache(self.held_out.cache, self.config, self.model)
-        assert self.held_out.labels is not None
-        self.labels = self.held_out.labels
-        self.dimensions = in_units(self.labels.meaning.actions, self.settings.unit)
-        self.measured = measured_dimensions(self.labels, self.settings.unit)
-        scales = self.controller.controller.action_mean, self.controller.controller.action_std
-        self.space = action_space(self.settings, self.dimensions, *scales, shown)
+        self.episodes = Episodes(config, used, shown)
 
-    def _training_actions(self, position: int) -> np.ndarray:
-        """The true actions of the training clip there, or of the next good one."""
-        for p in range(position, position + len(self.training.plan)):
-            found = self.training.try_sample(p)
-            if not isinstance(found, BadClip):
-                assert found.actions is not None
-                return found.actions
-        raise LawmError("no labelled clip of the training split can be read")
-
-    def _ends(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Normalised states [1, 1, N, D] of the first frame, [1, N, D] of the last; labelled clips have one a frame."""
-        batch = collate([sample]).to(self.device)
-        if batch.frames_BFCHW is None:
-            states = self.model.states(batch)
-            return states[:, :1], states[:, -1]
-        ends = [batch.frames_BFCHW[:, :1], batch.frames_BFCHW[:, -1:]]
-        start, goal = (self.model.state_norm(self.model.encode(frames)) for frames in ends)
-        return start, goal[:, 0]
-
-    @torch.no_grad()
-    def episode(self, task: Task) -> dict[str, Any] | BadClip:
-        """Plans from the clip's first frame to its last. The row: errors of the plan and of each baseline by kind of
-        dimension, in SI units, their predicted costs, and what leaves the range of the training split's actions. The
-        clip itself where it cannot be read."""
-        settings, number = self.settings, task.episode
-        sample = self.held_out.try_sample(task.position)
-        if isinstance(sample, BadClip):
-            return sample
-        true = sample.actions
-        assert true is not None
-        start, goal = self._ends(sample)
-        generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
-        found = plan(self.model, self.controller, start, goal, self.space, settings, [generator])[0]
-        other = self._training_actions(int(torch.randint(2**31, (1,), generator=generator)))
-        at = round(sample.start_s * self.labels.of(sample.key).rate_hz)
-        sequences = {
-            "planned": found.actions_HA,
-            "random": other,
-            "no_action": no_action(self.labels, sample.key, at, true),
-            "mean_action": mean_action(self.shown, true),
-        }
-        every = torch.from_numpy(np.stack([true, *sequences.values()])).float().to(self.device)
-        costs = rollout_cost(self.model, self.controller, start, goal, every, settings.cost).tolist()
-        episode = Episode(self.labels, sample.key, sample.start_s, self.config.data.clip, true)
-        left = outside(found.actions_HA, self.shown)
-        return {
-            "episode": number,
-            "position": task.position,
-            "refused": task.refused,
-            "key": sample.key,
-            "group": sample.group,
-            "start_s": sample.start_s,
-            "protocol": settings.preset,
-            "measured": measured_by(self.labels),
-            "units": units(self.measured),
-            "errors": sequence_errors(episode, self.measured, sequences),
-            "costs": {"best": found.cost} | dict(zip(("true", *sequences), costs, strict=True)),
-            "outside": [d.name for d, out in zip(self.dimensions, left, strict=True) if out],
-            "seconds": found.seconds,
-            "planned": found.actions_HA.tolist(),
-            "true": true.tolist(),
-        }
+    def run(self, tasks: Sequence[Task]) -> list[dict[str, Any] | BadClip]:
+        return self.episodes.run(tasks)
 
 
-def identity(config: Config, model: str, controller: str) -> dict[str, Any]:
+FREE = ("episodes", "batch", "chunk")
+"""Fields of `plan` that change no episode."""
+
+
+def identity(config: Config, used: Used) -> dict[str, Any]:
     """What rows must share to be of one experiment."""
-    said: dict[str, Any] = config.plan.model_dump(mode="json") | {"model": read_about(model)["fingerprint"]}
-    said["controller"] = read_about(controller)["fingerprint"]
+    said: dict[str, Any] = {k: v for k, v in config.plan.model_dump(mode="json").items() if k not in FREE}
+    said |= {name: read_about(uri)["fingerprint"] for name, uri in used.given.items()}
     clips = episode_config(config)
     splits: tuple[Split, Split] = ("val", "train")
     for split in splits:
         said[f"{split}_clips"] = ClipReader(clips, split, labelled=True).plan.fingerprint()
     said["labels"] = hashlib.blake2b(read_bytes(config.data.labels or ""), digest_size=8).hexdigest()
-    return {k: v for k, v in said.items() if k != "episodes"}
+    return said
 
 
 def label_ranges(config: Config) -> dict[str, list[float]]:
@@ -181,7 +78,7 @@ def label_ranges(config: Config) -> dict[str, list[float]]:
     return {d.name: [low, high] for d, low, high in ends}
 
 
-def labelled_clips(config: Config, checkpoints: Sequence[str]) -> int:
+def labelled_clips(config: Config, used: Used) -> int:
     """Held-out labelled clips as long as an episode. Raises LawmError where they are fewer than the episodes, or where
     their actions are not those that the checkpoints take."""
     total = config.plan.episodes
@@ -190,13 +87,20 @@ def labelled_clips(config: Config, checkpoints: Sequence[str]) -> int:
     check_free_of_the_past(reader.cache, "planning")
     held_out = len(reader.plan)
     assert reader.labels is not None
-    for uri in checkpoints:
+    for name, uri in used.given.items():
+        kind = read_about(uri)["kind"]
+        if kind != ("latent_action" if name == "model" else name):
+            raise LawmError(f"{uri} holds a {kind.replace('_', ' ')}, not a {name}")
         check_actions(uri, reader.labels)
+    if used.controller is None and read_about(used.model)["config"]["model"]["bottleneck"]["kind"] != "true_actions":
+        raise LawmError(f"{used.model} was trained without actions: give --controller, which lawm controller trains")
+    if config.plan.preset == "swm-pusht" or config.plan.goal_after_s is not None:
+        check_world(reader.labels.meaning.simulator)
     check_units(config.plan.preset, in_units(reader.labels.meaning.actions, config.plan.unit))
     if held_out < total:
         raise LawmError(
             f"plan.episodes = {total}, and the held-out labelled videos hold {held_out} clips of "
-            f"{preset(config.plan).horizon + 1} frames; lower plan.episodes or raise data.val_fraction"
+            f"{reader.config.data.clip.frames} frames; lower plan.episodes or raise data.val_fraction"
         )
     return held_out
 
@@ -254,17 +158,19 @@ def every_episode(
 
 
 def plan_episodes(
-    config: Config, model: str, controller: str, out: str, progress: Callable[[int, int], None] | None = None
+    config: Config, used: Used, out: str, progress: Callable[[int, int], None] | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of all `plan.episodes`, written to `out`/episodes.jsonl as they finish; those there are kept.
+    """Rows of all `plan.episodes`, written to `out`/episodes.jsonl as they finish, those there are kept; and at the end
+    to `out`/episodes.parquet, one row an episode.
 
-    An actor that dies loses nothing: its episode goes to another one, with the same seed. Raises LawmError.
+    An actor that dies loses nothing: its episodes go to another one, with the same seeds. An episode that fails is a
+    row with the reason, and is tried again by a rerun. Raises LawmError.
     """
     total = config.plan.episodes
-    clips = labelled_clips(config, [model, controller])
+    clips = labelled_clips(config, used)
     where, about = join(out, "episodes.jsonl"), join(out, "episodes.json")
     shown = shown_by(ClipReader(episode_config(config), "train", labelled=True), config.plan.percentiles)
-    said = json.dumps(identity(config, model, controller), indent=1).encode()
+    said = json.dumps(identity(config, used), indent=1).encode()
     rows: dict[int, dict[str, Any]] = {}
     if exists(where):
         if not exists(about) or read_bytes(about) != said:
@@ -274,7 +180,8 @@ def plan_episodes(
                 ValueError, KeyError, TypeError
             ):  # the torn last line of a run that was killed while it wrote
                 row = json.loads(line)
-                rows[row["episode"]] = row
+                if not row.get("failed"):
+                    rows[row["episode"]] = row
         write_bytes(where, _lines(rows))
     write_bytes(about, said)
     todo = [e for e in range(total) if e not in rows]
@@ -291,25 +198,44 @@ def plan_episodes(
 
     if todo:
         count = min(config.cluster.plan_actors, len(todo))
-        with Actors(Planner, (config, model, controller, shown), count, config.cluster) as actors:
+        together = config.plan.batch or (ON_A_GPU if config.cluster.gpus_per_worker else 1)
+        together = max(1, min(together, -(-len(todo) // count)))
+        with Actors(PlanningActor, (config, used, shown), count, config.cluster) as actors:
 
             def run(tasks: Sequence[Task]) -> dict[int, str]:
                 refused: dict[int, str] = {}
+                pieces = [tasks[i : i + together] for i in range(0, len(tasks), together)]
 
-                def one(number: int, found: dict[str, Any] | BadClip) -> None:
-                    if isinstance(found, BadClip):
-                        refused[tasks[number].episode] = found.message
-                    else:
-                        keep(found)
+                def each(number: int, found: list[dict[str, Any] | BadClip]) -> None:
+                    for task, one in zip(pieces[number], found, strict=True):
+                        if isinstance(one, BadClip):
+                            refused[task.episode] = one.message
+                        else:
+                            keep(one)
 
-                actors.spread("episode", tasks, one, what="episode")
+                actors.spread("run", pieces, each, what="episodes" if together > 1 else "episode")
                 return refused
 
             try:
                 every_episode(total, clips, rows, run)
             finally:
                 write_bytes(where, _lines(rows))  # in order, now that all are there
-    return [rows[e] for e in sorted(rows) if e < total]
+    found = [rows[e] for e in sorted(rows) if e < total]
+    write_bytes(join(out, "episodes.parquet"), as_parquet(found))
+    return found
+
+
+def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """One row an episode; nested values (errors by kind, plans) as JSON."""
+
+    def plain(value: Any) -> Any:
+        return json.dumps(value) if isinstance(value, dict | list) else value
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [plain(row.get(name)) for row in rows] for name in names}
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
 
 
 def _lines(rows: dict[int, dict[str, Any]]) -> bytes:

@@ -35,7 +35,7 @@ from lawm.cluster.session import Need, causes, check_resources, explain, on_this
 from lawm.config import Config, LawmError, leaf_fields, parse_config
 from lawm.data import ClipReader, open_reader
 from lawm.evaluation import Measured, record_results
-from lawm.planning import displaced, episode_values, preset, summarize_episodes
+from lawm.planning import Used, displaced, episode_values, preset, summarize_episodes
 from lawm.report import (
     Details,
     Estimate,
@@ -324,7 +324,7 @@ def measure(job: Job, trial: str, config: Config, folder: str, row: Row) -> None
     row["results"] = {r.name: vars(r) for r in measured.results}
     if controller is not None and space.needs_planning:
         note("plan")
-        rows = planning.plan_episodes(config, model, controller, join(folder, "plan"))
+        rows = planning.plan_episodes(config, Used(model, controller), join(folder, "plan"))
         e, step = config.evaluate, int(read_about(model)["step"])
         name = planning.dataset_name(config, job.dataset, [model, controller])
         planned = summarize_episodes(rows, name, step, e.bootstrap, e.seed)

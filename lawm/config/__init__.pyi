@@ -28,8 +28,10 @@ from lawm.config.models import ModelConfig as ModelConfig
 from lawm.config.models import Noisy as Noisy
 from lawm.config.models import OptimizerConfig as OptimizerConfig
 from lawm.config.models import PixelsEncoder as PixelsEncoder
+from lawm.config.models import PolicyConfig as PolicyConfig
 from lawm.config.models import Positive as Positive
 from lawm.config.models import PositiveColour as PositiveColour
+from lawm.config.models import PriorConfig as PriorConfig
 from lawm.config.models import Sparse as Sparse
 from lawm.config.models import TimmEncoder as TimmEncoder
 from lawm.config.models import TrainConfig as TrainConfig

@@ -39,9 +39,35 @@ rotation, gripper, other): in SI units where the labels' unit is a length or an 
 
 
 class PlanConfig(Frozen):
-    """CEM over real actions, through controller and world model (paper, equations 1 to 3)."""
+    """A search through the world model (paper, equations 1 to 3), and the episodes that it is tried on."""
 
-    preset: Literal["paper-droid", "jepa-wms-droid", "vjepa2-ac", "custom"] = "paper-droid"
+    preset: Literal["paper-droid", "jepa-wms-droid", "vjepa2-ac", "nwm-recon", "yang-mpc", "swm-pusht", "custom"] = (
+        "paper-droid"
+    )
+    over: Literal["actions", "latents", "prior"] = "actions"
+    """What is searched: real actions (through the controller, or into a world model that was trained on them), latents,
+    or the noise that a learned prior makes likely latents of (`lawm prior`). The inverse controller makes actions of
+    latents."""
+    latent_draws: Literal["seen", "standard"] = "seen"
+    """Where a search over latents begins: mean and standard deviation of the latents that the controller saw, within
+    three of them, or N(0, I) without a limit."""
+    straight: bool = False
+    """One step is searched and taken `horizon` times, its rotation at the last alone: a straight line (NWM)."""
+    start: Amount | None = None
+    """The mean of the first samples, an Amount; dimensions that it leaves out (None: all) begin at the actions' own
+    mean, or, where `std` says how far they are drawn, at zero."""
+    context: int = Field(1, ge=1)
+    """Frames that the world model is given, up to the one that a plan starts in."""
+    batch: int = Field(0, ge=0)
+    """Episodes that an actor plans in one call; 0: 8 on a GPU, 1 on a CPU."""
+    goal_after_s: float | None = Field(None, gt=0)
+    """Closed loop in the labels' simulator: the goal is what the episode shows so much later. None: no closed loop."""
+    budget_s: float = Field(5.0, gt=0)
+    """Closed loop: how long there is time to reach it."""
+    replan_after_s: float = Field(0.5, gt=0)
+    """Closed loop: after how much of a plan the next one is made."""
+    warm_start: bool = False
+    """Closed loop: a search begins at what is left of the plan before (iCEM)."""
     solver: Literal["cem", "icem", "mppi", "gradient", "random"] = "cem"
     """`random` draws samples x iterations at once; `gradient` takes `iterations` steps from `samples` draws."""
     noise_beta: float = Field(0.0, ge=0)
@@ -87,6 +113,10 @@ class PlanConfig(Frozen):
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ValueError(f"percentiles = {low:g}, {high:g}; expected 0 <= low < high <= 100")
+        if self.over != "actions" and self.straight:
+            raise ValueError(f"straight lines are of actions, and plan.over = {self.over}")
+        if self.replan_after_s > self.budget_s:
+            raise ValueError(f"replan_after_s = {self.replan_after_s:g} exceeds budget_s = {self.budget_s:g}")
         for name in ("std", "std_floor", "action_limit"):
             amount = getattr(self, name)
             values = amount.values() if isinstance(amount, dict) else amount if isinstance(amount, tuple) else [amount]

@@ -296,6 +296,30 @@ class ControllerConfig(Frozen):
     train: TrainConfig = TrainConfig(steps=3000, batch=256)
 
 
+class PriorConfig(Frozen):
+    """p(z | s) by flow matching (Lipman et al. 2023): which latent actions are likely in a state. Planning over latents
+    draws its proposals from it (`plan.over=prior`)."""
+
+    model: AttentionController = AttentionController()
+    """The network of the velocity: self-attention over the state's patches, cross-attention from latent and time."""
+    flow_steps: int = Field(8, ge=1)
+    """Steps (midpoint rule) from noise to a latent."""
+    optimizer: OptimizerConfig = OptimizerConfig(muon_lr=0.0, adamw_lr=1e-3)
+    train: TrainConfig = TrainConfig(steps=3000, batch=256)
+
+
+class PolicyConfig(Frozen):
+    """Goal-conditioned behaviour cloning: (s_t, s_{t+k}, k) -> the k actions between them; a baseline of planning
+    (NoMaD's and GCBC's role). L2 in standardised actions."""
+
+    width: int | None = None
+    """Width of the blocks; None: the encoder's."""
+    depth: int = Field(2, ge=1)
+    heads: int = Field(8, ge=1)
+    optimizer: OptimizerConfig = OptimizerConfig(muon_lr=0.0, adamw_lr=1e-3)
+    train: TrainConfig = TrainConfig(steps=3000, batch=256)
+
+
 class DecoderConfig(Frozen):
     """States -> pixels, for pictures. Loss: L1, plus LPIPS where its backbone can be had."""
 
@@ -339,6 +363,8 @@ class Config(Frozen):
     train: TrainConfig = TrainConfig()
     fine_tune: FineTuneConfig = FineTuneConfig()
     controller: ControllerConfig = ControllerConfig()
+    prior: PriorConfig = PriorConfig()
+    policy: PolicyConfig = PolicyConfig()
     decoder: DecoderConfig = DecoderConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     plan: PlanConfig = PlanConfig()

@@ -11,6 +11,7 @@ from lawm.data.clips import Sample as Sample
 from lawm.data.clips import Split as Split
 from lawm.data.clips import first_clips as first_clips
 from lawm.data.clips import matches as matches
+from lawm.data.clips import needs_actions as needs_actions
 from lawm.data.clips import open_reader as open_reader
 from lawm.data.clips import parts_of as parts_of
 from lawm.data.clips import plan_positions as plan_positions
@@ -81,6 +82,8 @@ from lawm.data.prepare import planned_shards as planned_shards
 from lawm.data.prepare import prepare_settings as prepare_settings
 from lawm.data.prepare import prepare_shard as prepare_shard
 from lawm.data.prepare import transcode as transcode
+from lawm.data.ranges import Shown as Shown
+from lawm.data.ranges import shown_by as shown_by
 from lawm.data.sampling import Cursor as Cursor
 from lawm.data.sampling import PlanArrays as PlanArrays
 from lawm.data.sampling import grid_frames as grid_frames

@@ -261,6 +261,11 @@ def parts_of(reader: Reader) -> list[Part]:
     return [Part(0, reader.index, reader.plan.held)]
 
 
+def needs_actions(config: Config, kind: str) -> bool:
+    """Whether that kind of objective learns from actions."""
+    return kind in ("controller", "policy") or config.model.bottleneck.kind == "true_actions"
+
+
 def open_reader(
     config: Config,
     kind: str,
@@ -268,12 +273,12 @@ def open_reader(
     index: Index | None = None,
     parts: Sequence[Part] | None = None,
 ) -> Reader:
-    """Clips as that kind of objective needs them: labelled for a controller, frames for a decoder.
+    """Clips as that kind of objective needs them: labelled for what learns from actions, frames for a decoder.
 
     `parts`: those of another process's reader, taken as they are. Of a mixture, sources without a share, and without
     a clip of the split, are left out. Raises LawmError where no clip is left.
     """
-    labelled = kind == "controller" or config.model.bottleneck.kind == "true_actions"
+    labelled = needs_actions(config, kind)
     given = {part.number: part for part in parts or ()}
 
     def one(own: Config, number: int) -> ClipReader:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lawm.config import ClipSpec, Config, LawmError
-from lawm.data.clips import ClipReader, MixedReader, Reader, open_reader
+from lawm.data.clips import ClipReader, MixedReader, Reader, needs_actions, open_reader
 from lawm.data.index import Index
 from lawm.data.sampling import LEAST_FRAMES, advice, slots_of
 from lawm.data.scales import action_scales
@@ -66,7 +66,6 @@ def data_lines(config: Config, kind: str) -> list[str]:
     numbers of its actions hardly vary, as lines to be shown before it starts. Raises LawmError where no clip is left to
     train on."""
     reader = open_reader(config, kind)
-    labelled = kind == "controller" or config.model.bottleneck.kind == "true_actions"
     validation, why = held_out_reader(config, kind)
     own = side_of(reader)
     lines = [f"trained on: {own}"]
@@ -81,7 +80,7 @@ def data_lines(config: Config, kind: str) -> list[str]:
             lines.append(alone_line(reader, validation))
     readers = readers_of(reader) + (readers_of(validation) if validation is not None else [])
     lines += fit_lines((r.index for r in readers), config.data.clip)
-    return lines + (action_scales(reader).lines() if labelled else [])
+    return lines + (action_scales(reader).lines() if needs_actions(config, kind) else [])
 
 
 def alone_line(reader: Reader, validation: Reader) -> str:

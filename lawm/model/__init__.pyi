@@ -19,4 +19,6 @@ from lawm.model.latent_action.model import collapse_warning as collapse_warning
 from lawm.model.layers import MLP as MLP
 from lawm.model.layers import Block as Block
 from lawm.model.layers import unpatchify as unpatchify
+from lawm.model.policy import GoalPolicy as GoalPolicy
+from lawm.model.prior import LatentPrior as LatentPrior
 from lawm.model.world_model import WorldModel as WorldModel

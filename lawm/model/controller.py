@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lawm.config import AttentionController, ControllerConfig, MlpController
+from lawm.model.latent_statistics import LatentStatistics
 from lawm.model.layers import MLP, Attention, Block, grid_positions, linear_weights, rope_tables
 
 
@@ -45,13 +46,16 @@ class CrossAttentionController(nn.Module):
 
     def forward(self, actions_BTA: Tensor, states_BTND: Tensor) -> Tensor:
         """actions [B, T, A] (standardised), states [B, T, N, D] that they are taken in -> z [B, T, Z]."""
-        return self.from_memory(actions_BTA, self.memory(states_BTND))
+        memory = self.memory(states_BTND).flatten(0, 1)
+        z = self.from_memory(actions_BTA.flatten(0, 1).unsqueeze(1), memory)
+        return z[:, 0].unflatten(0, actions_BTA.shape[:2])
 
-    def from_memory(self, actions_BTA: Tensor, memory_BTNC: Tensor) -> Tensor:
-        query = self.embed_action(actions_BTA).flatten(0, 1).unsqueeze(1)
-        x = query + self.cross(self.norm_query(query), memory=memory_BTNC.flatten(0, 1))
+    def from_memory(self, actions_BSA: Tensor, memory_BNC: Tensor) -> Tensor:
+        """S actions taken in each of B states, whose memory is [B, N, C] -> z [B, S, Z]."""
+        query = self.embed_action(actions_BSA)
+        x = query + self.cross(self.norm_query(query), memory=memory_BNC)
         x = x + self.mlp(self.norm_mlp(x))
-        return self.head(self.norm(x[:, 0])).unflatten(0, actions_BTA.shape[:2])
+        return self.head(self.norm(x))
 
 
 class MlpActionController(nn.Module):
@@ -66,7 +70,7 @@ class MlpActionController(nn.Module):
         return self.mlp(actions_BTA)
 
 
-class Controller(nn.Module):
+class Controller(LatentStatistics):
     """Controller and inverse controller, with the actions' own scale kept as buffers.
 
     `forward`: real actions (in the data's units) and states -> latents. `inverse`: latents -> actions.
@@ -74,12 +78,9 @@ class Controller(nn.Module):
 
     action_mean: Tensor
     action_std: Tensor
-    latent_mean: Tensor
-    latent_square: Tensor
-    latents_seen: Tensor
 
     def __init__(self, config: ControllerConfig, state_width: int, action_dim: int, latent: int) -> None:
-        super().__init__()
+        super().__init__(latent, config.latents == "standardised")
         match config.model:
             case AttentionController():
                 self.forward_map: nn.Module = CrossAttentionController(config.model, state_width, action_dim, latent)
@@ -88,34 +89,28 @@ class Controller(nn.Module):
         self.inverse_map = MLP(latent, 256, action_dim, 3)
         self.register_buffer("action_mean", torch.zeros(action_dim))
         self.register_buffer("action_std", torch.ones(action_dim))
-        self.action_dim, self.latent = action_dim, latent
-        self.standardised = config.latents == "standardised"
-        if self.standardised:
-            self.register_buffer("latent_mean", torch.zeros(latent, dtype=torch.float64))
-            self.register_buffer("latent_square", torch.ones(latent, dtype=torch.float64))
-            self.register_buffer("latents_seen", torch.zeros((), dtype=torch.float64))
+        self.action_dim = action_dim
 
     def forward(self, actions_BTA: Tensor, states_BTND: Tensor) -> Tensor:
-        z = self.forward_map((actions_BTA - self.action_mean) / self.action_std, states_BTND)
-        return z * self.latent_std.to(z.dtype) + self.latent_mean.to(z.dtype) if self.standardised else z
+        return self.to_latents(self.forward_map(self._scaled(actions_BTA), states_BTND))
 
-    @property
-    def latent_std(self) -> Tensor:
-        """The scale of each latent dimension, [Z]: its standard deviation over the latents noted so far, at least a
-        hundredth of the largest (a dimension that does not vary has nothing to say); ones where latents are plain."""
-        if not self.standardised:
-            return torch.ones(self.latent, device=self.action_std.device)
-        std = (self.latent_square - self.latent_mean.square()).clamp(min=0).sqrt()
-        return torch.maximum(std, 0.01 * std.max()).clamp(min=1e-6).float()
+    def _scaled(self, actions: Tensor) -> Tensor:
+        return (actions - self.action_mean) / self.action_std
 
-    @torch.no_grad()
-    def note_latents(self, z_BTZ: Tensor) -> None:
-        """Takes the latents of a batch into mean and standard deviation, which weigh all batches alike."""
-        if self.standardised:
-            z = z_BTZ.detach().double().flatten(0, 1)
-            self.latents_seen += 1
-            self.latent_mean += (z.mean(0) - self.latent_mean) / self.latents_seen
-            self.latent_square += (z.square().mean(0) - self.latent_square) / self.latents_seen
+    def memory(self, state_BND: Tensor) -> Tensor | None:
+        """What `from_memory` needs to know of a state, [B, N, C]; None where it looks at none."""
+        if isinstance(self.forward_map, CrossAttentionController):
+            return self.forward_map.memory(state_BND.unsqueeze(1))[:, 0]
+        return None
+
+    def from_memory(self, actions_BSA: Tensor, memory_BNC: Tensor | None) -> Tensor:
+        """S real actions in each of B states -> z [B, S, Z]: what `forward` says of each."""
+        actions = self._scaled(actions_BSA)
+        if isinstance(self.forward_map, CrossAttentionController):
+            assert memory_BNC is not None
+            return self.to_latents(self.forward_map.from_memory(actions, memory_BNC))
+        assert isinstance(self.forward_map, MlpActionController)
+        return self.to_latents(self.forward_map.mlp(actions))
 
     def inverse(self, z_BTZ: Tensor) -> Tensor:
         """z [B, T, Z] -> actions [B, T, A] in the data's units."""

@@ -10,36 +10,9 @@ import torch
 from torch import Tensor
 
 from lawm.config import Amount, LawmError, PlanConfig
-from lawm.data import UNKNOWN, ClipReader, Dimension
-from lawm.training import ControllerObjective, LatentActionObjective
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """What the training split shows of each dimension of its clips' actions, in the labels' units: mean, `low` and
-    `high` (its percentiles), over so many transitions."""
-
-    mean_A: np.ndarray
-    low_A: np.ndarray
-    high_A: np.ndarray
-    transitions: int
-
-
-def shown_by(reader: ClipReader, percentiles: tuple[float, float]) -> Shown:
-    """The Shown of every video that the reader draws clips from, at the clips' rate. Only labels are read. Raises
-    LawmError where there is no action."""
-    labels, clip, (slots, _) = reader.labels, reader.config.data.clip, reader.plan.held
-    assert labels is not None
-    each, keys = clip.frames if clip.placement == "aligned" else 1, reader.index.table.column("key")
-    found = [
-        labels.whole(keys[int(row)].as_py(), clip, (int(slots[row]) - 1) * each + clip.frames)
-        for row in np.flatnonzero(slots > 0)
-    ]
-    if not sum(map(len, found)):
-        raise LawmError(f"{reader.config.data.labels} has no action for the clips of the training split")
-    actions = np.concatenate(found)
-    low, high = np.percentile(actions, percentiles, axis=0)
-    return Shown(actions.mean(axis=0, dtype=np.float64), low.astype(np.float64), high.astype(np.float64), len(actions))
+from lawm.data import UNKNOWN, Dimension, Shown
+from lawm.planning.steering import Steering, follow
+from lawm.training import LatentActionObjective
 
 
 def in_units(dimensions: tuple[Dimension, ...], unit: str | None) -> tuple[Dimension, ...]:
@@ -85,6 +58,16 @@ class ActionSpace:
     high: Tensor
     metres: Tensor
     step_norm: float | None = None
+    at_end: Tensor | None = None
+    """Of a straight line, which numbers are of its last step alone, bool [A]."""
+
+    def steps_of(self, numbers: Tensor, horizon: int) -> Tensor:
+        """Searched numbers [..., 1 or H, A] -> those of every step, [..., H, A]."""
+        if self.at_end is None:
+            return numbers
+        every = numbers.repeat_interleave(horizon, dim=-2)
+        later = torch.arange(horizon, device=numbers.device)[:, None] < horizon - 1
+        return every.masked_fill(self.at_end & later, 0.0)
 
     def kept_within(self, actions: Tensor) -> Tensor:
         """The actions [..., A], moved to the nearest ones that may be taken."""
@@ -111,6 +94,8 @@ def action_space(
         std = amounts(config.std, dimensions, np.full(width, np.nan), "plan.std")
         start = np.where(np.isnan(std), centre, 0.0)
         std = np.where(np.isnan(std), config.initial_std * scale, std)
+    if config.start is not None:
+        start = amounts(config.start, dimensions, start, "plan.start")
     if config.std_floor is not None:
         floor = amounts(config.std_floor, dimensions, floor, "plan.std_floor")
     low, high = np.full(width, -np.inf), np.full(width, np.inf)
@@ -130,7 +115,23 @@ def action_space(
         return torch.as_tensor(values, dtype=scale_A.dtype, device=scale_A.device)
 
     ends = tensor(start), tensor(std), tensor(floor), tensor(low), tensor(high), tensor(metres)
-    return ActionSpace(centre_A, scale_A, *ends, config.step_norm)
+    turns = torch.tensor([d.kind == "rotation" for d in dimensions], device=scale_A.device)
+    return ActionSpace(centre_A, scale_A, *ends, config.step_norm, turns if config.straight else None)
+
+
+SEEN_REACH = 3.0
+"""Standard deviations of the latents that were seen, which a search over latents keeps within."""
+
+
+def latent_space(config: PlanConfig, mean_Z: Tensor, std_Z: Tensor) -> ActionSpace:
+    """The space of latents (`plan.over=latents`), or of the noise that a prior makes latents of (zeros and ones)."""
+    if config.over == "latents" and config.latent_draws == "standard":
+        mean_Z, std_Z = torch.zeros_like(mean_Z), torch.ones_like(std_Z)
+    none = torch.full_like(mean_Z, torch.inf)
+    seen = config.latent_draws == "seen" or config.over == "prior"
+    reach = SEEN_REACH * std_Z if seen else none
+    wide, still = config.initial_std * std_Z, torch.zeros_like(mean_Z)
+    return ActionSpace(mean_Z, std_Z, mean_Z, wide, 1e-3 * std_Z, mean_Z - reach, mean_Z + reach, still)
 
 
 def outside(actions_HA: np.ndarray, shown: Shown) -> np.ndarray:
@@ -152,42 +153,14 @@ def goal_cost(predicted_BND: Tensor, goal_BND: Tensor, kind: str) -> Tensor:
 
 def rollout_cost(
     model: LatentActionObjective,
-    controller: ControllerObjective | None,
-    start_BTND: Tensor,
-    goal_BND: Tensor,
-    actions_BHA: Tensor,
+    steering: Steering,
+    start_ETND: Tensor,
+    goal_END: Tensor,
+    numbers_BHA: Tensor,
     kind: str,
 ) -> Tensor:
-    """Cost [E * S] of unrolling each sequence of actions (of latents, where there is no controller) from its start, S
-    sequences for each of E starts (in the batch one after another) and goals. The context's own transitions, where it
-    has more than one state, are inferred from it; it is computed once for all S. Gradients of the sequences go through
-    where they are asked for; the rollout is then computed without the memory of keys and values."""
-    candidates = len(actions_BHA) // len(start_BTND)
-    last = rolled_out(model, controller, start_BTND, actions_BHA)
-    return goal_cost(last.float(), goal_BND.float().repeat_interleave(candidates, dim=0), kind)
-
-
-def rolled_out(
-    model: LatentActionObjective, controller: ControllerObjective | None, start_BTND: Tensor, actions_BHA: Tensor
-) -> Tensor:
-    """The last state [E * S, N, D] that each sequence leads to."""
-    candidates, steps, world_model = len(actions_BHA) // len(start_BTND), actions_BHA.shape[1], model.world_model
-    with torch.no_grad():
-        before = model.infer(start_BTND).z_BTZ if start_BTND.shape[1] > 1 else None
-
-    def policy(state_BND: Tensor, i: int) -> Tensor:
-        if controller is None:
-            return actions_BHA[:, i]
-        return controller.controller(actions_BHA[:, i, None], state_BND.unsqueeze(1))[:, 0]
-
-    if not (torch.is_grad_enabled() and actions_BHA.requires_grad):
-        with torch.no_grad():
-            past = world_model.prefill(start_BTND, before, steps).repeat(candidates)
-            return world_model.rollout_policy(past, policy, steps)[:, -1]
-    states = start_BTND.repeat_interleave(candidates, dim=0)
-    latents = [] if before is None else [before.repeat_interleave(candidates, dim=0)]
-    for i in range(steps):
-        latents.append(policy(states[:, -1], i).unsqueeze(1))
-        following = world_model(states, torch.cat(latents, dim=1))[:, -1:]
-        states = torch.cat([states, following.to(states.dtype)], dim=1)
-    return states[:, -1]
+    """Cost [E * S] of each sequence of numbers from its start, S sequences for each of E starts (in the batch one after
+    another) and goals, as `follow` unrolls them."""
+    last = follow(model, steering, start_ETND, numbers_BHA, every=False).last_BND
+    each = len(numbers_BHA) // len(start_ETND)
+    return goal_cost(last.float(), goal_END.float().repeat_interleave(each, dim=0), kind)

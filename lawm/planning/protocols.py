@@ -31,14 +31,52 @@ PRESETS: dict[str, dict[str, Any]] = {
         "action_limit": {"translation": 0.075, "gripper": 0.75},
         "searched": ("translation", "gripper"),
     },
+    # Bar et al. 2025: 2 s as one straight line, yaw at its end, one iteration. Their means and standard deviations are
+    # of normalised displacements (-2.5 to 5 forward and -4 to 4 sideways, in waypoints of 0.25 m: -1 to 1), here in
+    # metres a step: 0.25 ((-0.1 + 1) / 2 x 7.5 - 2.5) = 0.219 forward, 0.02 x 3.75 x 0.25 and 0.1 x 4 x 0.25.
+    "nwm-recon": {
+        "horizon": 8,
+        "context": 4,
+        "samples": 120,
+        "elites": 5,
+        "iterations": 1,
+        "straight": True,
+        "cost": "mse",
+        "select": "elite_mean",
+        "start": (0.21875, 0.0, 0.0),
+        "std": (0.01875, 0.1, 0.1),
+        "action_limit": "none",
+    },
+    # Yang 2026, section 3.5: random shooting among latents, the inverse controller says the action.
+    "yang-mpc": {
+        "over": "latents",
+        "latent_draws": "standard",
+        "solver": "random",
+        "samples": 512,
+        "iterations": 1,
+        "cost": "cosine",
+        "select": "best",
+    },
+    # stable-worldmodel's PushT: the goal 2.5 s on, 5 s for it, a new plan every 0.5 s. The horizon is the clips' own.
+    "swm-pusht": {
+        "goal_after_s": 2.5,
+        "budget_s": 5.0,
+        "replan_after_s": 0.5,
+        "samples": 300,
+        "elites": 30,
+        "iterations": 30,
+        "cost": "mse",
+        "select": "elite_mean",
+    },
 }
-IN_SI = ("jepa-wms-droid", "vjepa2-ac")
+IN_SI = ("jepa-wms-droid", "vjepa2-ac", "nwm-recon")
 """Protocols whose constants are metres (and radians)."""
 
 
-def preset(config: PlanConfig) -> PlanConfig:
-    """The config with a named protocol's settings put in; `custom` leaves it alone. Raises LawmError where a field that
-    the protocol fixes has been set to something else."""
+def preset(config: PlanConfig, fps: float | None = None) -> PlanConfig:
+    """The config with a named protocol's settings put in; `custom` leaves it alone. `fps`: of the clips, for a protocol
+    that gives its horizon in seconds. Raises LawmError where a field that the protocol fixes has been set to something
+    else."""
     fixed, default = PRESETS[config.preset], PlanConfig()
     for name, value in fixed.items():
         given = getattr(config, name)
@@ -46,7 +84,17 @@ def preset(config: PlanConfig) -> PlanConfig:
             raise LawmError(
                 f"plan.{name} = {given}: the protocol {config.preset} fixes it at {value}; set plan.preset=custom first"
             )
+    if config.preset == "swm-pusht" and fps is not None:
+        fixed = fixed | {"horizon": whole_steps(fixed["goal_after_s"], fps, "swm-pusht plans 2.5 s ahead")}
     return config.model_copy(update=fixed)
+
+
+def whole_steps(seconds: float, fps: float, what: str) -> int:
+    """Steps of so many seconds. Raises LawmError where these are no whole number, or none."""
+    steps = round(seconds * fps)
+    if steps < 1 or abs(steps - seconds * fps) > 1e-6:
+        raise LawmError(f"{what}, which are {seconds * fps:g} steps at data.clip.fps = {fps:g}; expected whole steps")
+    return steps
 
 
 def check_units(name: str, dimensions: tuple[Dimension, ...]) -> None:

@@ -11,32 +11,31 @@ candidate through the world model, as in Henaff et al. 2017; random shooting: on
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lawm.config import LawmError, PlanConfig
-from lawm.planning.problem import ActionSpace, rollout_cost
-from lawm.training import ControllerObjective, LatentActionObjective
+from lawm.config import PlanConfig
+from lawm.planning.problem import ActionSpace
 
 logger = logging.getLogger(__name__)
 
 Cost = Callable[[Tensor], Tensor]
 """Sequences [E, S, H, A] in the labels' units -> cost [E, S]."""
-NO_NUMBER = "every candidate's predicted cost is infinite or no number: is the model trained?"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The planned actions [H, A] in the data's units, the predicted cost of the best sequence that was tried, and the
-    seconds it took (of a batch of episodes: its share)."""
+class Given:
+    """What a search is given besides its space: where it begins, numbers [E, H, A] in the space's units (None: at the
+    space's start), and when it has to be over (`time.perf_counter`; None: when its iterations are)."""
 
-    actions_HA: np.ndarray
-    cost: float
-    seconds: float
+    begin: Tensor | None = None
+    deadline: float | None = None
+
+
+AT_THE_START = Given()
 
 
 @dataclass
@@ -48,6 +47,7 @@ class Search:
     space: ActionSpace
     config: PlanConfig
     generators: Sequence[torch.Generator]
+    given: Given = AT_THE_START
     mean: Tensor = field(init=False)
     std: Tensor = field(init=False)
     best: Tensor = field(init=False)
@@ -55,15 +55,34 @@ class Search:
 
     def __post_init__(self) -> None:
         episodes, device = len(self.generators), self.space.scale.device
-        shape = (self.config.horizon, len(self.space.scale))
-        self.mean = ((self.space.start - self.space.centre) / self.space.scale).expand(episodes, 1, *shape)
+        shape = (self.steps, len(self.space.scale))
+        begin = self.space.start if self.given.begin is None else self.given.begin.unsqueeze(1)
+        self.mean = ((begin - self.space.centre) / self.space.scale).expand(episodes, 1, *shape)
         self.std = (self.space.std / self.space.scale).expand(episodes, 1, *shape)
         self.best, self.best_cost = self.mean[:, 0], torch.full((episodes,), float("inf"), device=device)
+
+    @property
+    def steps(self) -> int:
+        """Steps that numbers are searched for: of a straight line, one."""
+        return 1 if self.config.straight else self.config.horizon
+
+    def rounds(self) -> Iterator[int]:
+        """The iterations; at least one, and no more than there is time for by the longest one so far."""
+        longest = 0.0
+        for i in range(self.config.iterations):
+            began = time.perf_counter()
+            if i and self.given.deadline is not None and began + longest > self.given.deadline:
+                return
+            yield i
+            if self.given.deadline is not None:
+                if self.space.scale.is_cuda:
+                    torch.cuda.synchronize()
+                longest = max(longest, time.perf_counter() - began)
 
     def noise(self, samples: int) -> Tensor:
         """Standard normal numbers [E, S, H, A], each episode's from its own generator; over time coloured where
         `plan.noise_beta` asks for it."""
-        shape, device = (self.config.horizon, len(self.space.scale)), self.space.scale.device
+        shape, device = (self.steps, len(self.space.scale)), self.space.scale.device
         white = [torch.randn(samples, *shape, generator=g, device=g.device) for g in self.generators]
         noise = torch.stack(white).to(device)
         return coloured(noise, self.config.noise_beta) if self.config.noise_beta else noise
@@ -100,8 +119,7 @@ class Search:
         self.std = momentum * self.std + (1 - momentum) * std.maximum(floor)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """(sequences [E, H, A] in the labels' units, least cost [E]). Raises LawmError where an episode has none."""
-        check_found(self.best_cost)
+        """(sequences [E, H, A] in the labels' units, least cost [E]), which is infinite where an episode has none."""
         chosen = self.best if self.config.select == "best" else self.taken(self.mean)[:, 0]
         return chosen * self.space.scale + self.space.centre, self.best_cost
 
@@ -126,13 +144,16 @@ def coloured(white_ESHA: Tensor, beta: float) -> Tensor:
 
 @torch.no_grad()
 def cem(
-    cost: Cost, space: ActionSpace, config: PlanConfig, generators: Sequence[torch.Generator]
+    cost: Cost,
+    space: ActionSpace,
+    config: PlanConfig,
+    generators: Sequence[torch.Generator],
+    given: Given = AT_THE_START,
 ) -> tuple[Tensor, Tensor]:
     """The cross-entropy method: (sequences [E, H, A] in the labels' units, least cost [E]) of one search for each
-    generator, which alone decides its episode's samples. Raises
-    LawmError where an episode's costs are all no numbers."""
-    search = Search(cost, space, config, generators)
-    for _ in range(config.iterations):
+    generator, which alone decides its episode's samples. The cost is infinite where an episode's are all no numbers."""
+    search = Search(cost, space, config, generators, given)
+    for _ in search.rounds():
         candidates = search.taken(search.drawn(config.samples))
         elites = search.ranked(candidates, search.judged(candidates))
         search.refit(elites.mean(dim=1, keepdim=True), elites.std(dim=1, keepdim=True, correction=0))
@@ -146,13 +167,17 @@ iteration draws fewer."""
 
 @torch.no_grad()
 def icem(
-    cost: Cost, space: ActionSpace, config: PlanConfig, generators: Sequence[torch.Generator]
+    cost: Cost,
+    space: ActionSpace,
+    config: PlanConfig,
+    generators: Sequence[torch.Generator],
+    given: Given = AT_THE_START,
 ) -> tuple[Tensor, Tensor]:
     """iCEM. `plan.noise_beta` colours the noise; the first elites of an iteration are candidates of the next; the mean
     is a candidate of the last."""
-    search = Search(cost, space, config, generators)
+    search = Search(cost, space, config, generators, given)
     elites: Tensor | None = None
-    for i in range(config.iterations):
+    for i in search.rounds():
         samples = max(round(config.samples * FEWER**-i), min(2 * config.elites, config.samples))
         candidates = search.drawn(samples)
         if elites is not None:
@@ -169,12 +194,16 @@ def icem(
 
 @torch.no_grad()
 def mppi(
-    cost: Cost, space: ActionSpace, config: PlanConfig, generators: Sequence[torch.Generator]
+    cost: Cost,
+    space: ActionSpace,
+    config: PlanConfig,
+    generators: Sequence[torch.Generator],
+    given: Given = AT_THE_START,
 ) -> tuple[Tensor, Tensor]:
     """MPPI: candidates weigh exp(-cost / temperature), the temperature in standard deviations of an iteration's costs;
     the standard deviation is refitted by the same weights."""
-    search = Search(cost, space, config, generators)
-    for _ in range(config.iterations):
+    search = Search(cost, space, config, generators, given)
+    for _ in search.rounds():
         candidates = search.taken(search.drawn(config.samples))
         costs = search.judged(candidates)
         finite = costs.isfinite()
@@ -192,16 +221,20 @@ def mppi(
 
 
 def gradient(
-    cost: Cost, space: ActionSpace, config: PlanConfig, generators: Sequence[torch.Generator]
+    cost: Cost,
+    space: ActionSpace,
+    config: PlanConfig,
+    generators: Sequence[torch.Generator],
+    given: Given = AT_THE_START,
 ) -> tuple[Tensor, Tensor]:
     """Adam on every candidate at once, `plan.iterations` steps of size `plan.learning_rate` in standardised numbers,
     from draws around the start. `cost` has to let gradients through."""
-    search = Search(cost, space, config, generators)
+    search = Search(cost, space, config, generators, given)
     with torch.no_grad():
         walking = search.taken(search.drawn(config.samples))
     walking = walking.requires_grad_(True)
     optimizer = torch.optim.Adam([walking], lr=config.learning_rate)
-    for _ in range(config.iterations):
+    for _ in search.rounds():
         with torch.enable_grad():
             costs = search.cost(walking * space.scale + space.centre)
             total = torch.where(costs.isfinite(), costs, 0.0).sum()
@@ -217,17 +250,21 @@ def gradient(
 
 @torch.no_grad()
 def random_shooting(
-    cost: Cost, space: ActionSpace, config: PlanConfig, generators: Sequence[torch.Generator]
+    cost: Cost,
+    space: ActionSpace,
+    config: PlanConfig,
+    generators: Sequence[torch.Generator],
+    given: Given = AT_THE_START,
 ) -> tuple[Tensor, Tensor]:
     """The best of `plan.samples` x `plan.iterations` draws: the budget of the other solvers, in one go."""
-    search = Search(cost, space, config, generators)
-    for _ in range(config.iterations):
+    search = Search(cost, space, config, generators, given)
+    for _ in search.rounds():
         search.judged(search.taken(search.drawn(config.samples)))
     search.mean = search.best[:, None]
     return search.result()
 
 
-Solver = Callable[[Cost, ActionSpace, PlanConfig, Sequence[torch.Generator]], tuple[Tensor, Tensor]]
+Solver = Callable[[Cost, ActionSpace, PlanConfig, Sequence[torch.Generator], Given], tuple[Tensor, Tensor]]
 SOLVERS: dict[str, Solver] = {
     "cem": cem,
     "icem": icem,
@@ -256,31 +293,3 @@ class Chunked:
                 self.most = max(1, each // 2) * self.episodes
                 torch.cuda.empty_cache()
                 logger.warning("the GPU's memory does not hold %d candidates at once: %d from here on", each, each // 2)
-
-
-def check_found(costs_E: Tensor) -> None:
-    """Raises LawmError where an episode has no plan."""
-    if not torch.isfinite(costs_E).all():
-        raise LawmError(NO_NUMBER)
-
-
-def plan(
-    model: LatentActionObjective,
-    controller: ControllerObjective,
-    start_ETND: Tensor,
-    goal_END: Tensor,
-    space: ActionSpace,
-    config: PlanConfig,
-    generators: Sequence[torch.Generator],
-) -> list[Plan]:
-    """A search through world model and controller: normalised start states [E, T, N, D] and goal states [E, N, D] -> a
-    Plan for each episode, the same whatever the others of the batch are. `config`: with its `preset` applied."""
-    began = time.perf_counter()
-
-    def cost(actions_ESHA: Tensor) -> Tensor:
-        flat = actions_ESHA.flatten(0, 1)
-        return rollout_cost(model, controller, start_ETND, goal_END, flat, config.cost).view(actions_ESHA.shape[:2])
-
-    found, costs = SOLVERS[config.solver](Chunked(cost, len(generators), config.chunk), space, config, generators)
-    each = (time.perf_counter() - began) / len(generators)
-    return [Plan(a, c, each) for a, c in zip(found.detach().cpu().numpy(), costs.tolist(), strict=True)]

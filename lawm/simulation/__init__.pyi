@@ -4,3 +4,6 @@ from lawm.simulation.pusht import encode_mp4 as encode_mp4
 from lawm.simulation.pusht import pusht_settings as pusht_settings
 from lawm.simulation.pusht import simulate_pusht as simulate_pusht
 from lawm.simulation.replay import outcomes as outcomes
+from lawm.simulation.worlds import World as World
+from lawm.simulation.worlds import check_world as check_world
+from lawm.simulation.worlds import world_at as world_at

@@ -181,6 +181,34 @@ class PushTSimulator:
                 frames.append(self._picture(None, len(frames)))
             return np.stack(frames)
 
+    def play(self, recorded: VideoLabels, start: int) -> np.ndarray:
+        """Plays a recorded episode up to state `start`, [5], which it returns. Raises as `outcomes`."""
+        with _interrupt_held_back():
+            return self._play(recorded, start)
+
+    def push_slowly(self, action_A: np.ndarray, looks: int) -> Iterator[np.ndarray]:
+        """Takes one action; the state [5] after each of `looks` parts of the time that it lasts. The physics are those
+        of the whole action: the target does not move meanwhile."""
+        hz, target = self._env.control_hz, np.asarray(self._env.agent.position) + np.asarray(action_A, np.float64)
+        aim = self._vec(*np.clip(target, 0.0, ARENA).tolist())
+        with _interrupt_held_back():
+            self._env.control_hz = hz * looks
+            try:
+                for _ in range(looks):
+                    self._env.step(aim)
+                    yield self._state()
+            finally:
+                self._env.control_hz = hz
+
+    def state(self) -> np.ndarray:
+        """Agent x, y, block x, y (arena units), block angle (radians)."""
+        return self._state()
+
+    def picture(self) -> np.ndarray:
+        """uint8 RGB [size, size, 3], without distractors and shake."""
+        with _interrupt_held_back():
+            return self._picture(None, 0)
+
     def _outcome(self, recorded: VideoLabels, start: int, actions_HA: np.ndarray, parts: int) -> np.ndarray:
         states = [self._play(recorded, start)]
         for action in actions_HA:

@@ -15,6 +15,8 @@ from lawm.training.checkpoint import load_checkpoint as load_checkpoint
 from lawm.training.checkpoint import load_controller as load_controller
 from lawm.training.checkpoint import load_decoder as load_decoder
 from lawm.training.checkpoint import load_model as load_model
+from lawm.training.checkpoint import load_policy as load_policy
+from lawm.training.checkpoint import load_prior as load_prior
 from lawm.training.checkpoint import newest_checkpoint as newest_checkpoint
 from lawm.training.checkpoint import prune_checkpoints as prune_checkpoints
 from lawm.training.checkpoint import read_about as read_about
@@ -27,9 +29,12 @@ from lawm.training.fine_tune import check_fine_tuning as check_fine_tuning
 from lawm.training.loop import Trainer as Trainer
 from lawm.training.loop import fit_local as fit_local
 from lawm.training.loop import train as train
+from lawm.training.objective import CHILDREN as CHILDREN
 from lawm.training.objective import ControllerObjective as ControllerObjective
 from lawm.training.objective import DecoderObjective as DecoderObjective
 from lawm.training.objective import LatentActionObjective as LatentActionObjective
+from lawm.training.objective import PolicyObjective as PolicyObjective
+from lawm.training.objective import PriorObjective as PriorObjective
 from lawm.training.objective import decode_states as decode_states
 from lawm.training.objective import parameter_counts as parameter_counts
 from lawm.training.perceptual import load_lpips as load_lpips

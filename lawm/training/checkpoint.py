@@ -21,7 +21,14 @@ from lawm.data import Cursor, Labels, StateCache
 from lawm.model import Encoder, states_per_clip
 from lawm.storage import NotFoundError, delete, exists, join, last_part, list_files, read_bytes, write_bytes
 from lawm.training.fine_tune import LEARNING, build_latent_action
-from lawm.training.objective import ControllerObjective, DecoderObjective, LatentActionObjective, Objective
+from lawm.training.objective import (
+    ControllerObjective,
+    DecoderObjective,
+    LatentActionObjective,
+    Objective,
+    PolicyObjective,
+    PriorObjective,
+)
 
 FORMAT = 1
 NAMES = {
@@ -309,7 +316,7 @@ def check_actions(uri: str, labels: Labels) -> None:
     """Raises LawmError where the checkpoint takes actions of another width than the labels have."""
     about = read_about(uri)
     bottleneck = parse_config(about["config"], uri).model.bottleneck
-    width = about["extra"].get("action_dim") if about["kind"] == ControllerObjective.kind else None
+    width = about["extra"].get("action_dim")
     if about["kind"] == LatentActionObjective.kind and isinstance(bottleneck, TrueActions):
         width = bottleneck.action_dim
     if width is not None and width != labels.action_dim:
@@ -393,6 +400,22 @@ def load_controller(uri: str, model: LatentActionObjective, parent: Checkpoint) 
     return objective.eval()
 
 
+def load_prior(uri: str, model: LatentActionObjective, parent: Checkpoint) -> PriorObjective:
+    """The prior of that model's latents; refused if it was trained on another model."""
+    checkpoint = _load_child(uri, model, parent, PriorObjective.kind)
+    objective = PriorObjective(checkpoint.config, model)
+    objective.load_kept(checkpoint.weights, uri)
+    return objective.eval()
+
+
+def load_policy(uri: str, model: LatentActionObjective, parent: Checkpoint) -> PolicyObjective:
+    """The goal policy trained on that model's states; refused if it was trained on another model."""
+    checkpoint = _load_child(uri, model, parent, PolicyObjective.kind)
+    objective = PolicyObjective(checkpoint.config, model, checkpoint.extra["action_dim"])
+    objective.load_kept(checkpoint.weights, uri)
+    return objective.eval()
+
+
 def load_decoder(uri: str, model: LatentActionObjective, parent: Checkpoint) -> DecoderObjective:
     """The decoder trained on that model; refused if it was trained on another."""
     checkpoint = _load_child(uri, model, parent, DecoderObjective.kind)
@@ -417,8 +440,9 @@ def build_objective(
     if parent is None:
         raise LawmError(f"a {kind} needs --checkpoint, the latent action model that it belongs to")
     model, checkpoint = load_model(parent, config=config)
-    if kind == ControllerObjective.kind:
+    if kind in (ControllerObjective.kind, PolicyObjective.kind):
         if action_dim is None:
-            raise LawmError("a controller needs labelled clips: set data.labels")
-        return ControllerObjective(config, model, action_dim), checkpoint
-    return DecoderObjective(config, model), checkpoint
+            raise LawmError(f"a {kind} needs labelled clips: set data.labels")
+        taught = ControllerObjective if kind == ControllerObjective.kind else PolicyObjective
+        return taught(config, model, action_dim), checkpoint
+    return (PriorObjective if kind == PriorObjective.kind else DecoderObjective)(config, model), checkpoint

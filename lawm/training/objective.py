@@ -1,4 +1,4 @@
-"""The three losses: latent action model, controller, decoder. Each is one nn.Module with one forward.
+"""The losses: latent action model, controller, prior, policy, decoder. Each is one nn.Module with one forward.
 
 Legend: B batch, F frames, T states, N tokens, D state width, Z latent width, A action width.
 """
@@ -18,8 +18,10 @@ from lawm.model import (
     Controller,
     Decoder,
     Encoder,
+    GoalPolicy,
     LatentActionModel,
     LatentActions,
+    LatentPrior,
     StateNorm,
     WorldModel,
     check_keys,
@@ -251,13 +253,97 @@ class ControllerObjective(Objective):
         if self.training:
             self.controller.note_latents(target)
         predicted = self.controller(actions, states[:, :-1]).float()
-        each = self.controller.latent_std
+        each = self.controller.unit
         loss = F.mse_loss(predicted / each, target / each)
         scale = self.controller.action_std
         inverse = F.mse_loss(self.controller.inverse(target).float() / scale, actions / scale)
         cosine = F.cosine_similarity(predicted, target, dim=-1).mean()
         metrics = {"prediction": loss.detach(), "inverse_mse": inverse.detach(), "cosine": cosine.detach()}
         return LossTerms(loss, inverse, metrics)
+
+
+class PriorObjective(Objective):
+    """Flow matching: mean squared error of the velocity from noise to the frozen IDM's latents, on the straight way
+    (Lipman et al. 2023, with x_t = (1 - t) noise + t z)."""
+
+    kind = "prior"
+
+    def __init__(self, config: Config, model: LatentActionObjective) -> None:
+        super().__init__()
+        if model.latent_action.idm is None:
+            kind = model.latent_action.kind
+            raise LawmError(f"a {kind} model infers no latent actions: there is nothing that a prior could learn")
+        check_state_a_frame(config.encoder, config.data.clip)
+        self.model = model.requires_grad_(False).eval()
+        self.prior = LatentPrior(config.prior, model.encoder.state_width, config.model.latent_dim)
+
+    def train(self, mode: bool = True) -> "PriorObjective":
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def rebuilt(self) -> tuple[str, ...]:
+        return ("model.",)
+
+    def forward(self, batch: ClipBatch) -> LossTerms:
+        with torch.no_grad():
+            states = self.model.states(batch)
+            z = self.model.infer(states, batch.actions_BTA).z_BTZ
+        assert z is not None
+        if self.training:
+            self.prior.note_latents(z)
+        wanted = self.prior.from_latents(z).float().flatten(0, 1).unsqueeze(1)
+        generator = None if self.training else torch.Generator(wanted.device).manual_seed(0)
+        noise = torch.randn(wanted.shape, generator=generator, device=wanted.device)
+        time = torch.rand(*wanted.shape[:2], 1, generator=generator, device=wanted.device)
+        memory = self.prior.memory(states[:, :-1].flatten(0, 1))
+        velocity = self.prior.velocity((1 - time) * noise + time * wanted, time, memory).float()
+        loss = F.mse_loss(velocity, wanted - noise)
+        return LossTerms(loss, loss.new_zeros(()), {"prediction": loss.detach()})
+
+
+class PolicyObjective(Objective):
+    """L2 of the goal policy's standardised actions, to a goal a random number of steps on (in evaluation: as far as
+    clips go), from every state that has one."""
+
+    kind = "policy"
+
+    def __init__(self, config: Config, model: LatentActionObjective, action_dim: int) -> None:
+        super().__init__()
+        check_state_a_frame(config.encoder, config.data.clip)
+        self.model = model.requires_grad_(False).eval()
+        steps = config.data.clip.frames - 1
+        self.policy = GoalPolicy(config.policy, model.encoder.state_width, action_dim, steps)
+
+    def train(self, mode: bool = True) -> "PolicyObjective":
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def rebuilt(self) -> tuple[str, ...]:
+        return ("model.",)
+
+    @property
+    def reads_actions(self) -> bool:
+        return True
+
+    def scale_actions(self, scales: ActionScales) -> None:
+        _keep(self.policy.action_mean, scales.mean)
+        _keep(self.policy.action_std, scales.scale())
+
+    def forward(self, batch: ClipBatch) -> LossTerms:
+        if batch.actions_BTA is None:
+            raise LawmError("a clip without actions came to the policy: data.labels does not cover the index")
+        with torch.no_grad():
+            states = self.model.states(batch)
+        actions, most = batch.actions_BTA.float(), states.shape[1] - 1
+        k = int(torch.randint(1, most + 1, ())) if self.training else most
+        starts = most + 1 - k
+        true = actions.unfold(1, k, 1).transpose(2, 3).flatten(0, 1)  # [B * starts, k, A]
+        steps = torch.full((len(true),), k, device=true.device)
+        found = self.policy(states[:, :starts].flatten(0, 1), states[:, k:].flatten(0, 1), steps).float()[:, :k]
+        loss = F.mse_loss(found / self.policy.action_std, true / self.policy.action_std)
+        return LossTerms(loss, loss.new_zeros(()), {"prediction": loss.detach()})
 
 
 class DecoderObjective(Objective):
@@ -295,6 +381,10 @@ class DecoderObjective(Objective):
             perceptual = self.lpips(decoded.flatten(0, 1) * 2 - 1, frames.flatten(0, 1) * 2 - 1).mean()
         metrics = {"prediction": l1.detach(), "lpips": perceptual.detach()}
         return LossTerms(l1, self.lpips_weight * perceptual, metrics)
+
+
+CHILDREN = ("controller", "prior", "policy", "decoder")
+"""Kinds that stand on a latent action model; each has the settings of its name in a config."""
 
 
 def decode_states(model: LatentActionObjective, decoder: Decoder | None, states_BTND: Tensor) -> Tensor:

@@ -1,12 +1,22 @@
 """A run, made ready: model, clips, calibration, held-out clips, and the checkpoint that it goes on from."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, differing_fields, parse_config
-from lawm.data import Reader, action_scales, first_clips, held_out_reader, open_reader, readers_of
+from lawm.data import (
+    Reader,
+    action_scales,
+    first_clips,
+    held_out_reader,
+    needs_actions,
+    open_reader,
+    readers_of,
+    shown_by,
+)
 from lawm.model import Encoder
 from lawm.training.batches import collate
 from lawm.training.checkpoint import (
@@ -19,7 +29,7 @@ from lawm.training.checkpoint import (
     newest_checkpoint,
     read_about,
 )
-from lawm.training.objective import ControllerObjective, LatentActionObjective, Objective
+from lawm.training.objective import CHILDREN, ControllerObjective, LatentActionObjective, Objective, PolicyObjective
 from lawm.training.optimizer import schedule
 from lawm.training.validation import Validation, held_out_clips
 
@@ -29,7 +39,7 @@ CALIBRATION_CLIPS = 64
 
 def settings(config: Config, kind: str) -> tuple[OptimizerConfig, TrainConfig]:
     """Optimiser and loop settings of an objective's kind."""
-    part: Any = {"controller": config.controller, "decoder": config.decoder}.get(kind, config)
+    part: Any = getattr(config, kind) if kind in CHILDREN else config
     return part.optimizer, part.train
 
 
@@ -76,8 +86,10 @@ def prepare(
     reader = open_reader(config, kind)
     check_same_clips(reader, run)
     extra: dict[str, Any] = {"plan": reader.plan.fingerprint()}
-    if kind == ControllerObjective.kind and reader.labels is not None:
+    if kind in (ControllerObjective.kind, PolicyObjective.kind) and reader.labels is not None:
         extra["action_dim"] = reader.labels.action_dim
+    if needs_actions(config, kind):
+        extra["actions"] = action_facts(config, reader)
     _, loop = settings(config, kind)
     torch.manual_seed(loop.seed)
     objective, on = build_objective(config, kind, parent, extra.get("action_dim"), encoder)
@@ -104,6 +116,18 @@ def prepare(
 
 FEW_VIDEOS = 1000
 """So many videos or fewer are named in a checkpoint, by their groups' hashes."""
+
+
+def action_facts(config: Config, reader: Reader) -> dict[str, Any]:
+    """What a checkpoint keeps of the actions that it learned from: what each number is, and where the training split's
+    are (`plan.percentiles`), so that plans can keep to it without the labels."""
+    first = readers_of(reader)[0]
+    assert first.labels is not None
+    shown = shown_by(first, config.plan.percentiles)
+    ends = {"mean": shown.mean_A, "low": shown.low_A, "high": shown.high_A}
+    facts = {name: values.tolist() for name, values in ends.items()}
+    dimensions = [dataclasses.asdict(d) for d in first.labels.meaning.actions]
+    return facts | {"transitions": shown.transitions, "dimensions": dimensions}
 
 
 def split_facts(config: Config, reader: Reader, held_out: Reader | None) -> dict[str, Any]:
@@ -167,7 +191,7 @@ def check_same_run(config: Config, kind: str, run: str) -> None:
     if newest is None:
         return
     about = read_about(newest)
-    loops = ("train", "controller.train", "decoder.train")
+    loops = ("train", *(f"{child}.train" for child in CHILDREN))
     counts = [
         f"{loop}.{name}" for loop in loops for name in ("steps", "log_every", "checkpoint_every", "keep", *TRACKING)
     ]

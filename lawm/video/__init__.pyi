@@ -1,3 +1,4 @@
+from lawm.video.cutting import cut_picture as cut_picture
 from lawm.video.decode import Clip as Clip
 from lawm.video.decode import decode_clip as decode_clip
 from lawm.video.decode import decode_whole as decode_whole

@@ -11,7 +11,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from lawm.config import ClipSpec, VideoLimits
+from lawm.config import ClipSpec, LawmError, VideoLimits
 from lawm.video import display
 
 _MAX_ASPECT = 16
@@ -90,6 +90,20 @@ class Cutter:
         size = round(short * 256 / 292)
         left, upper = (_centre(side, size) - _centre(even, size) for side, even in ((wide, even_w), (high, even_h)))
         return wide, high, left, upper, even_w, even_h
+
+
+def cut_picture(picture_HWC: np.ndarray, spec: ClipSpec) -> np.ndarray:
+    """A picture as a clip would have it, uint8 [3, size, size], its middle. `picture_HWC`: uint8 RGB. Raises LawmError
+    for anything else."""
+    found = np.asarray(picture_HWC)
+    if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3 or not found.size:
+        raise LawmError(f"a picture is uint8 [height, width, 3]; this is {found.dtype} {list(found.shape)}")
+    frame = VideoFrame.from_ndarray(np.ascontiguousarray(found), format="rgb24")
+    height, width = found.shape[:2]
+    wide, high = _resized(width, height, spec.short_side)
+    planes = display.to_rgb(VideoReformatter(), frame, wide, high)
+    x, y = _centre(wide, spec.size), _centre(high, spec.size)
+    return np.stack([plane[y : y + spec.size, x : x + spec.size] for plane in planes])
 
 
 def _resized(width: int, height: int, short: int) -> tuple[int, int]:

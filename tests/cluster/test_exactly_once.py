@@ -180,6 +180,7 @@ def killed_at(argv: Sequence[str], run: Path, step: int, log: Path, address: str
     return at
 
 
+@pytest.mark.slow  # a plain run that is killed: below
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
     ray_cluster: Session, light_videos: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from small_runs import SmallSet, tiny_with
 
-from lawm.cluster.plan import Planner, Task, episode_config, every_episode
+from lawm.cluster.plan import every_episode
 from lawm.config import LawmError, override
-from lawm.data import BadClip, ClipReader
-from lawm.planning import remarks, shown_by
+from lawm.data import BadClip, ClipReader, shown_by
+from lawm.planning import Episodes, Task, Used, episode_config, remarks
 from lawm.training import fit_local
 
 BAD = {1, 3, 6}
@@ -91,11 +91,11 @@ def test_a_planner_hands_back_what_it_cannot_read(small_set: SmallSet, tmp_path:
     broken = tmp_path / "videos" / keys[0]
     broken.write_bytes(broken.read_bytes()[:200])
     shown = shown_by(ClipReader(clips, "train", labelled=True), config.plan.percentiles)
-    planner = Planner(config, model, controller, shown)
-    refused = planner.episode(Task(0, 0))
+    planner = Episodes(config, Used(model, controller), shown)
+    (refused,) = planner.run([Task(0, 0)])
     assert isinstance(refused, BadClip) and refused.key == keys[0]
     spare = next(p for p, key in enumerate(keys) if key != keys[0])
-    row = planner.episode(Task(0, spare, refused.message))
+    (row,) = planner.run([Task(0, spare, refused.message)])
     assert not isinstance(row, BadClip)
     assert (row["episode"], row["position"], row["key"]) == (0, spare, keys[spare])
     assert any("1 of 1 episodes are of other clips" in line for line in remarks([row], {}, (0.5, 99.5)))

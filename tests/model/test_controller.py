@@ -74,7 +74,10 @@ def test_standardised_latents_weigh_every_dimension_alike() -> None:
     again.load_state_dict(controller.state_dict())
     actions, states = torch.randn(1, 4, 2), torch.randn(1, 4, 9, 6)
     torch.testing.assert_close(again(actions, states), controller(actions, states))
-    assert "latent_mean" not in Controller(ControllerConfig(model=MlpController(hidden=16)), 6, 2, 3).state_dict()
+    plain = Controller(ControllerConfig(model=MlpController(hidden=16)), 6, 2, 3)
+    plain.load_state_dict(controller.state_dict())  # notes latents too, and does not measure in them
+    unscaled = (again(actions, states) - z.flatten(0, 2).mean(0)) / controller.latent_std
+    torch.testing.assert_close(plain(actions, states), unscaled, rtol=1e-3, atol=1e-3)
 
 
 def test_a_standardised_objective_notes_latents_in_training_alone() -> None:

@@ -7,9 +7,9 @@ from small_runs import made_batch, new_objective, tiny, tiny_with
 from torch import nn
 
 from lawm.config import LawmError, PlanConfig
-from lawm.data import ClipReader, Dimension, VideoLabels, write_labels
-from lawm.planning import action_space, in_units, outside, preset, rollout_cost, shown_by
-from lawm.planning.problem import Shown, amounts, goal_cost
+from lawm.data import ClipReader, Dimension, Shown, VideoLabels, shown_by, write_labels
+from lawm.planning import ByController, ByLatents, action_space, in_units, outside, preset, rollout_cost
+from lawm.planning.problem import amounts, goal_cost
 from lawm.training import ControllerObjective
 
 DIMENSIONS = (
@@ -44,19 +44,20 @@ def test_costs_of_a_batch_are_those_of_its_members(context: int) -> None:
     for parameter in model.world_model.parameters():
         nn.init.normal_(parameter, std=0.1)
     controller = ControllerObjective(config, model, 2).eval()
+    steering = ByController(controller)
     batch = made_batch(range(5), config)
     states, actions = model.states(batch), torch.randn(5, 2, 2)
     start, goal = states[:, :context], states[:, -1]
-    together = rollout_cost(model, controller, start, goal, actions, "l2")
+    together = rollout_cost(model, steering, start, goal, actions, "l2")
     assert together.shape == (5,) and together.std() > 0
     for i in range(5):
-        alone = rollout_cost(model, controller, start[i : i + 1], goal[i : i + 1], actions[i : i + 1], "l2")
+        alone = rollout_cost(model, steering, start[i : i + 1], goal[i : i + 1], actions[i : i + 1], "l2")
         assert alone.item() == pytest.approx(together[i].item(), rel=1e-4)
-    shared = rollout_cost(model, controller, start[:1], goal[:1], actions, "l2")
-    repeated = rollout_cost(model, controller, start[:1].repeat(5, 1, 1, 1), goal[:1].repeat(5, 1, 1), actions, "l2")
+    shared = rollout_cost(model, steering, start[:1], goal[:1], actions, "l2")
+    repeated = rollout_cost(model, steering, start[:1].repeat(5, 1, 1, 1), goal[:1].repeat(5, 1, 1), actions, "l2")
     torch.testing.assert_close(shared, repeated, rtol=1e-4, atol=1e-4)
     walking = actions.clone().requires_grad_(True)  # without the memory of keys and values: the same costs
-    costs = rollout_cost(model, controller, start, goal, walking, "l2")
+    costs = rollout_cost(model, steering, start, goal, walking, "l2")
     torch.testing.assert_close(costs.detach(), together, rtol=1e-4, atol=1e-4)
     (slope,) = torch.autograd.grad(costs.sum(), walking)
     at, small = (2, 1, 0), 1e-2
@@ -64,14 +65,16 @@ def test_costs_of_a_batch_are_those_of_its_members(context: int) -> None:
     for sign in (1, -1):
         moved = actions.clone()
         moved[at] += sign * small
-        ends.append(rollout_cost(model, controller, start, goal, moved, "l2")[2].item())
+        ends.append(rollout_cost(model, steering, start, goal, moved, "l2")[2].item())
     assert slope[at].item() == pytest.approx((ends[0] - ends[1]) / (2 * small), rel=0.05, abs=1e-3)
     latents = torch.randn(5, 2, 8)  # sequences of latents, without a controller
     if context == 1:
         last = model.world_model.rollout(start, latents, 2)[:, -1]
         by_hand = goal_cost(last, goal, "l2")
-        torch.testing.assert_close(rollout_cost(model, None, start, goal, latents, "l2"), by_hand, rtol=1e-4, atol=1e-4)
-    other = rollout_cost(model, controller, start, goal, actions + 1, "l2")
+        torch.testing.assert_close(
+            rollout_cost(model, ByLatents(model, None), start, goal, latents, "l2"), by_hand, rtol=1e-4, atol=1e-4
+        )
+    other = rollout_cost(model, steering, start, goal, actions + 1, "l2")
     assert (other != together).all()
     # By hand, one state after another.
     now = start

@@ -20,6 +20,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "units": {"translation": "m", "gripper": "0..1"},
         "errors": {name: {"translation": m * scale, "gripper": 1.0} for name, m in misses.items()},
         "costs": {"best": 1.0, "true": 2.0, "planned": 1.0, "random": 4.0, "no_action": 3.0, "mean_action": 3.0},
+        "confidence": 0.9,
         "outside": [],
         "seconds": 0.5,
     }

@@ -62,6 +62,10 @@ class Bottleneck(nn.Module):
         """Upkeep after an optimiser step, on every rank; `optimizer_state`: by parameter. Returns figures to log."""
         return {}
 
+    def allowed(self, z: Tensor) -> Tensor:
+        """The nearest latents [..., Z] that there can be."""
+        return z
+
     codebook_size = 0
     """Codes that there are to choose from; 0 without a codebook."""
 

@@ -68,6 +68,12 @@ class DiscreteBottleneck(Bottleneck):
         flat = codes_BTK.float().flatten(0, 1)
         return nearest_codes(flat.detach(), self.codebook.detach()).unflatten(0, codes_BTK.shape[:2])
 
+    def allowed(self, z: Tensor) -> Tensor:
+        """Each latent's nearest code; its gradient is handed through."""
+        flat = z.float().reshape(-1, z.shape[-1])
+        found = self.codebook.detach().float()[nearest_codes(flat.detach(), self.codebook.detach())].view(z.shape)
+        return (z + (found - z).detach()).to(z.dtype)
+
     @torch.no_grad()
     def after_step(self, optimizer_state: dict[Any, dict[str, Any]]) -> dict[str, float]:
         """Re-seeds dead codes, once, from the latents of all ranks, and clears their optimiser moments.
