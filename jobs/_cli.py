@@ -108,6 +108,10 @@ def apply_settings(config: Config, settings: Iterable[str], option: str = "--set
         if not equals or not path.strip():
             raise ConfigError(f"{option} {setting}: expected FIELD=VALUE, as in {option} train.steps=100")
         config = override(config, path.strip(), value.strip())
+        if path.strip() == "plan.preset":
+            from lawm.planning import chosen
+
+            config = config.model_copy(update={"plan": chosen(config.plan)})
     return config
 
 

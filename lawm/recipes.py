@@ -111,6 +111,40 @@ def demo() -> Config:
     )
 
 
+def pusht() -> Config:
+    """PushT in closed loop on two cores (`benchmarks.pusht`): two states a second, as far ahead as the goal is, 2.5 s.
+    An action is a target that holds for half a second, five of the environment's steps."""
+    base = demo()
+    model = base.model.model_copy(update={"bottleneck": Noisy(beta=1e-5)})
+    taught = TrainConfig(steps=1500, batch=32, checkpoint_every=500)
+    return base.model_copy(
+        update={
+            "recipe": "pusht",
+            "data": DataConfig(clip=ClipSpec(frames=6, fps=2.0, size=112), val_fraction=0.05),
+            "model": model,
+            "train": TrainConfig(steps=4000, batch=32, log_every=50, checkpoint_every=500),
+            "controller": base.controller.model_copy(
+                update={"model": AttentionController(width=128, depth=1, heads=4), "train": taught}
+            ),
+            "prior": base.prior.model_copy(update={"train": taught}),
+            "policy": base.policy.model_copy(update={"train": taught}),
+            "plan": PlanConfig(
+                preset="custom",
+                episodes=50,
+                goal_after_s=2.5,
+                budget_s=5.0,
+                replan_after_s=0.5,
+                horizon=5,
+                samples=64,
+                elites=10,
+                iterations=6,
+                cost="mse",
+                select="elite_mean",
+            ),
+        }
+    )
+
+
 def small() -> Config:
     """One GPU, a few hours: ViT-S world model on 224-pixel clips."""
     base = paper_sparse()
@@ -222,6 +256,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     for f in (
         tiny,
         demo,
+        pusht,
         small,
         paper_sparse,
         paper_noisy,

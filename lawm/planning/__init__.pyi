@@ -22,6 +22,7 @@ from lawm.planning.problem import latent_space as latent_space
 from lawm.planning.problem import outside as outside
 from lawm.planning.problem import rollout_cost as rollout_cost
 from lawm.planning.protocols import check_units as check_units
+from lawm.planning.protocols import chosen as chosen
 from lawm.planning.protocols import preset as preset
 from lawm.planning.results import PLANNING_SAYS as PLANNING_SAYS
 from lawm.planning.results import episode_values as episode_values

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lawm.config import Config, LawmError
-from lawm.data import BadClip, ClipReader, Sample, Shown
+from lawm.data import BadClip, ClipReader, Sample, Shown, read_index
 from lawm.model import looks_back
 from lawm.planning.baselines import cloned, goal_latents, mean_action, no_action, true_latents
 from lawm.planning.closed_loop import Way, Ways, driven
@@ -85,6 +85,7 @@ class Episodes:
         self.controller, self.settings = self.planner.controller, self.planner.settings
         if self.settings.goal_after_s is not None:
             check_world(self.labels.meaning.simulator)
+            self.heights = heights(self.held_out)
 
     def run(self, tasks: Sequence[Task]) -> list[dict[str, Any] | BadClip]:
         """The row of each episode, or its clip where that cannot be read. An episode that fails is a row that says why
@@ -206,8 +207,7 @@ class Episodes:
         goal = first + parts * (self.config.data.clip.frames - settings.context)
         simulator, recorded = self.labels.meaning.simulator, self.labels.of(sample.key)
         assert simulator is not None
-        table = self.held_out.index.table
-        size = int(table["height"][table["key"].to_pylist().index(sample.key)].as_py())
+        size = self.heights[sample.key]
         ways = self._ways(task, sample, replan)
         try:
             rows = driven(simulator, recorded, (first, goal), parts, size, budget, ways)
@@ -266,6 +266,14 @@ class _Planning:
             tail = planner.space.start.expand(len(found.numbers_HA) - len(left), -1)
             self.begin = torch.cat([left, tail]).unsqueeze(0)
         return found.actions_HA[: self.taken]
+
+
+def heights(reader: ClipReader) -> dict[str, int]:
+    """Key -> the height of the video's pictures, in pixels."""
+    table, uri = reader.index.table, reader.config.data.index
+    if "height" not in table.column_names and uri is not None:  # a reader keeps no more than it needs
+        table = read_index(uri).table
+    return dict(zip(table["key"].to_pylist(), table["height"].to_pylist(), strict=True))
 
 
 def trained_lengths(config: Config, states: int) -> Config:

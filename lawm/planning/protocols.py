@@ -89,6 +89,13 @@ def preset(config: PlanConfig, fps: float | None = None) -> PlanConfig:
     return config.model_copy(update=fixed)
 
 
+def chosen(config: PlanConfig) -> PlanConfig:
+    """The config with what its protocol fixes put back to the defaults: a protocol that is chosen later than a recipe's
+    own settings is not at odds with them."""
+    default = PlanConfig()
+    return config.model_copy(update={name: getattr(default, name) for name in PRESETS[config.preset]})
+
+
 def whole_steps(seconds: float, fps: float, what: str) -> int:
     """Steps of so many seconds. Raises LawmError where these are no whole number, or none."""
     steps = round(seconds * fps)
