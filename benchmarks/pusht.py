@@ -46,7 +46,7 @@ class Trial:
         where = self.at("pusht")
         done(simulate, "--out", where, "--episodes", str(self.episodes), "--processes", "2", *self.recipe)
         if not Path(self.at("index.parquet")).exists():
-            done(index, where, "--out", self.at("index.parquet"))
+            done(index, where, "--out", self.at("index.parquet"), *self.recipe)
         done(encode, "--index", self.at("index.parquet"), "--out", self.at("cache"), *self.recipe)
 
     def clips(self, labelled: int | None = None) -> list[str]:

@@ -57,6 +57,7 @@ CLUSTER_ORDER = [
     "parts",
     "evaluate",
     "plan",
+    "simulate",
     "search_space",
     "search",
 ]

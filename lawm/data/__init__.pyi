@@ -23,10 +23,16 @@ from lawm.data.datasets.common import Recording as Recording
 from lawm.data.datasets.layouts import LAYOUTS as LAYOUTS
 from lawm.data.datasets.layouts import layout as layout
 from lawm.data.datasets.lerobot import read_lerobot_info as read_lerobot_info
+from lawm.data.datasets.lerobot_recordings import NewDataSet as NewDataSet
+from lawm.data.datasets.lerobot_recordings import join_episodes as join_episodes
+from lawm.data.datasets.lerobot_recordings import write_episode as write_episode
+from lawm.data.datasets.lerobot_recordings import written as written
 from lawm.data.datasets.lerobot_writer import Feature as Feature
 from lawm.data.datasets.lerobot_writer import add_features as add_features
 from lawm.data.datasets.lerobot_writer import check_room as check_room
+from lawm.data.dimensions import GRIPPER as GRIPPER
 from lawm.data.dimensions import PLANAR as PLANAR
+from lawm.data.dimensions import POSE as POSE
 from lawm.data.dimensions import UNKNOWN as UNKNOWN
 from lawm.data.dimensions import Dimension as Dimension
 from lawm.data.dimensions import DimensionKind as DimensionKind

@@ -38,3 +38,4 @@ from lawm.planning.steering import ByTrueActions as ByTrueActions
 from lawm.planning.steering import Followed as Followed
 from lawm.planning.steering import Steering as Steering
 from lawm.planning.steering import follow as follow
+from lawm.planning.trajectories import trajectory_errors as trajectory_errors

@@ -22,6 +22,7 @@ from lawm.planning.plans import Plan
 from lawm.planning.problem import in_units, outside, rollout_cost
 from lawm.planning.protocols import preset, whole_steps
 from lawm.planning.solvers import Given
+from lawm.planning.trajectories import trajectory_errors
 from lawm.simulation import check_world
 from lawm.training import check_cache, collate, load_controller, load_model, load_policy, load_prior, pick_device
 
@@ -178,6 +179,12 @@ class Episodes:
         except (LawmError, OSError) as error:
             return about | {"failed": str(error)}
         left = outside(found.actions_HA, self.shown)
+        if self.labels.composed or self.labels.kind == "planar_delta":
+            metres = self.dimensions[0].si[1]
+            try:
+                about["trajectory"] = {n: trajectory_errors(a, true, metres) for n, a in sequences.items()}
+            except LawmError as error:
+                about["no_trajectory"] = str(error)
         return about | {
             "measured": measured_by(self.labels),
             "units": units(self.measured),

@@ -40,7 +40,8 @@ _HOW = {
 
 @dataclass(frozen=True)
 class Planned(PerClip):
-    """Episodes: errors of the plan and of each baseline by kind of dimension, [B, K] each; predicted costs of the plan
+    """Episodes: errors of the plan and of each baseline by kind of dimension, [B, K] each; ATE and RPE of the plan and
+    of each of BASELINES, [B, 1 + 3], where actions are steps in the plane; predicted costs of the plan
     and of the true actions, the cosine of the imagined end and the goal, whether the plan leaves the labels' range,
     seconds of planning, [B] each."""
 
@@ -51,6 +52,8 @@ class Planned(PerClip):
     goal_idm: np.ndarray | Missing
     oracle: np.ndarray | Missing
     policy: np.ndarray | Missing
+    ate: np.ndarray | Missing
+    rpe: np.ndarray | Missing
     best_cost: np.ndarray
     true_cost: np.ndarray
     confidence: np.ndarray
@@ -87,6 +90,11 @@ def episode_values(rows: list[Row], dataset: str, step: int) -> Kept:
         there = which in rows[0]["errors"]
         return errors(which) if there else Missing(f"{BESIDE[which]}: not among these episodes")
 
+    def trajectories(which: str) -> np.ndarray | Missing:
+        if "trajectory" not in rows[0]:
+            return Missing(rows[0].get("no_trajectory", "actions are no steps in the plane"))
+        return np.stack([_column(rows, "trajectory", way, which) for way in ("planned", *BASELINES)], axis=1)
+
     values = Planned(
         _groups(rows),
         planned=errors("planned"),
@@ -96,6 +104,8 @@ def episode_values(rows: list[Row], dataset: str, step: int) -> Kept:
         goal_idm=beside("goal_idm"),
         oracle=beside("oracle"),
         policy=beside("policy"),
+        ate=trajectories("ate"),
+        rpe=trajectories("rpe"),
         best_cost=_column(rows, "costs", "best"),
         true_cost=_column(rows, "costs", "true"),
         confidence=_column(rows, "confidence"),
@@ -174,6 +184,11 @@ def episode_figures(values: Planned, names: Sequence[str]) -> tuple[Figure[Plann
         beside = {b: said for b, said in BESIDE.items() if not isinstance(getattr(values, b), Missing)}
         for b, said in {**BASELINES, **beside}.items():
             add(f"{b}{of_kind}_error", (b, i), unit=unit, control=said)
+    for which in ("ate", "rpe"):
+        if not isinstance(getattr(values, which), Missing):
+            add(f"planning_{which}", (which, 0), unit="m")
+            for i, (b, said) in enumerate(BASELINES.items()):
+                add(f"{b}_{which}", (which, 1 + i), unit="m", control=said)
     add("planned_cost_vs_true_actions", ("best_cost", None), ("true_cost", None), unit="ratio")
     add("plan_confidence", ("confidence", None), unit="cosine")
     add("plans_outside_labels", ("outside", None), unit=SHARE)
@@ -227,6 +242,8 @@ def _reading(name: str, control: str) -> dict[str, Any]:
         return {"better": "lower", "one": f"1.0: as good as {baseline}"}
     if name == "planned_cost_vs_true_actions":
         return {"one": "below 1.0: the model likes its plan better than what really led to the goal"}
+    if name in ("planning_ate", "planning_rpe"):
+        return {"better": "lower", "one": "NWM's unit on RECON is a waypoint of 0.25 m"}
     return {} if control or "error" not in name else {"better": "lower"}
 
 
@@ -242,6 +259,8 @@ def remarks(rows: list[Row], ranges: dict[str, list[float]], percentiles: tuple[
     (`ranges`: dimension -> its low and high percentile), and which plans leave that."""
     good = finished(rows)
     said = [] if "closed_loop" in good[0] else [_HOW[good[0]["measured"]]]
+    if "no_trajectory" in good[0]:
+        said.append(good[0]["no_trajectory"])
     failed = [row for row in rows if row.get("failed")]
     if failed:
         why = f"the first, episode {failed[0]['episode']}: {failed[0]['failed']}"

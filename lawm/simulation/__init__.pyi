@@ -1,9 +1,14 @@
+from lawm.simulation.navigation import NavigationSpec as NavigationSpec
+from lawm.simulation.panda import PandaSpec as PandaSpec
 from lawm.simulation.pusht import PushTSimulator as PushTSimulator
 from lawm.simulation.pusht import PushTSpec as PushTSpec
 from lawm.simulation.pusht import encode_mp4 as encode_mp4
 from lawm.simulation.pusht import pusht_settings as pusht_settings
 from lawm.simulation.pusht import simulate_pusht as simulate_pusht
+from lawm.simulation.recorded import Recorded as Recorded
+from lawm.simulation.recorded import record as record
 from lawm.simulation.replay import outcomes as outcomes
 from lawm.simulation.worlds import World as World
 from lawm.simulation.worlds import check_world as check_world
+from lawm.simulation.worlds import simulator_of as simulator_of
 from lawm.simulation.worlds import world_at as world_at

@@ -2,13 +2,16 @@
 width, S state width."""
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from lawm.config import LawmError
 from lawm.data import VideoLabels
+from lawm.simulation.navigation import NavigationSimulator, NavigationWorld
+from lawm.simulation.panda import PandaSimulator, PandaWorld
 from lawm.simulation.pusht import PushTSimulator, PushTSpec
+from lawm.simulation.recorded import Simulator
 
 
 class World(Protocol):
@@ -74,12 +77,22 @@ class PushTWorld:
         return float(np.linalg.norm(self.state()[:4] - wanted_S[:4]))
 
 
-WORLDS = {"pusht": PushTWorld}
+WORLDS = ("pusht", "navigation", "panda")
+
+
+def simulator_of(world: str, spec: Any) -> Simulator:
+    """The simulator whose episodes are written as LeRobot data sets. Raises LawmError where it cannot be had."""
+    match world:
+        case "navigation":
+            return NavigationSimulator(spec)
+        case "panda":
+            return PandaSimulator(spec)
+    raise LawmError(f"{world}: no simulator of that name; expected navigation or panda")
 
 
 def check_world(simulator: str | None) -> None:
     """Raises LawmError where the labels' simulator is none that can be acted in."""
-    if simulator not in WORLDS:
+    if simulator is None or simulator.partition(":")[0] not in WORLDS:
         known = ", ".join(WORLDS)
         raise LawmError(
             f"plan.goal_after_s asks for a closed loop, and the labels name {simulator or 'no simulator'}; there are "
@@ -92,4 +105,10 @@ def world_at(simulator: str, recorded: VideoLabels, first: int, parts: int, size
     with pictures of `size` pixels. Raises LawmError for a simulator that there is not, or in which the episode does not
     play as it was recorded."""
     check_world(simulator)
-    return WORLDS[simulator](recorded, first, parts, size)
+    world, _, seed = simulator.partition(":")
+    match world:
+        case "navigation":
+            return NavigationWorld(recorded, first, size, int(seed))
+        case "panda":
+            return PandaWorld(recorded, first, parts, size, int(seed))
+    return PushTWorld(recorded, first, parts, size)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from small_runs import SmallSet, index_folder, losses, tiny_with
 
-from jobs import controller, encode, evaluate, index, plan, simulate, train
+from jobs import controller, encode, evaluate, index, plan, prior, simulate, train
 from lawm.cluster.decode import nth_positions
 from lawm.cluster.fit import fit
 from lawm.cluster.session import Session
@@ -103,7 +104,10 @@ def test_bad_videos_are_listed_and_passed_over(small_set: SmallSet, tmp_path: Pa
 
 def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
     """simulate -> index -> encode -> train -> evaluate -> controller -> plan, on real PushT episodes."""
-    at = {name: str(tmp_path / name) for name in ("data", "cache", "model", "none", "controller", "plan", "plain")}
+    at = {
+        name: str(tmp_path / name)
+        for name in ("data", "cache", "model", "none", "controller", "prior", "plan", "loop", "plain")
+    }
     tiny = ["--recipe", "tiny", "--set", "data.val_fraction=0.7", "--set", "cluster.max_failures=0"]
     where, labels = str(tmp_path / "index.parquet"), f"{at['data']}/labels.parquet"
     assert simulate.main([*tiny, "--out", at["data"], "--episodes", "8", "--size", "64"]) == 0
@@ -165,7 +169,9 @@ def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
         led = outcomes("pusht", video, first, planned[None])[0, -1, :2]
         missed = np.abs(led - video.states[first + 2, :2]).sum()
         assert row["errors"]["planned"]["translation"] == pytest.approx(missed, rel=1e-4)
-        assert {*row["errors"]} == {"planned", "random", "no_action", "mean_action"} and row["outside"] == []
+        assert {*row["errors"]} == {"planned", "random", "no_action", "mean_action", "goal_idm", "oracle"} and row[
+            "outside"
+        ] == []
     values_give_the_figures_again(tmp_path, found, Path(at["plan"]))
     # A rerun does only what is missing, and that comes out the same.
     torn = '{"episode": 3, "key": "a.m'  # killed while it wrote
@@ -178,6 +184,14 @@ def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     assert plan.main([*child, "--out", at["plan"], "--set", "plan.seed=1"]) == 2
     assert "holds episodes of another model or plan" in capsys.readouterr().err
+    # In closed loop, in the simulator that made the labels; latents that the learned prior makes likely.
+    assert prior.main(["--plain", "--checkpoint", at["model"], "--out", at["prior"]]) == 0
+    loop = ["--prior", at["prior"], "--set", "plan.over=prior", "--set", "plan.goal_after_s=0.5"]
+    loop += ["--set", "plan.budget_s=0.5", "--set", "plan.replan_after_s=0.25", "--set", "plan.episodes=2"]
+    assert plan.main([*child, *loop, "--out", at["loop"]]) == 0
+    driven = pq.read_table(f"{at['loop']}/episodes.parquet").to_pylist()
+    assert [json.loads(row["closed_loop"])["true"]["reached"] for row in driven] == [True, True]
+    assert "success_goal_idm" in capsys.readouterr().out
 
 
 def values_give_the_figures_again(folder: Path, found: dict[str, Any], plan: Path) -> None:

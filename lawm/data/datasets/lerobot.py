@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from lawm import storage
 from lawm.config import LawmError, VideoLimits
 from lawm.data.datasets.common import Batch, ReadSpec, Recording, limited, read_json, refusal, refuse_options
 from lawm.data.datasets.spans import InFile, Span, placed
-from lawm.data.dimensions import GRIPPER, PLANAR, POSE, UNKNOWN, Dimension, Meaning, named, unnamed
+from lawm.data.dimensions import GRIPPER, PLANAR, POSE, Dimension, Meaning, named, unnamed
 from lawm.data.labels import ActionKind, VideoLabels
 from lawm.parquet import open_parquet, parquet_errors
 from lawm.video import VideoRef, probe
@@ -72,7 +72,8 @@ def choices(source: str, spec: ReadSpec) -> ReadSpec:
     cameras = list(dict.fromkeys(short[c] for c in spec.cameras)) if "all" not in spec.cameras else videos
     droid = all(name in features for name in DROID_STATE)
     state = spec.state or (DROID_STATE if droid else ("observation.state",) if "observation.state" in features else ())
-    kind: ActionKind = spec.actions or ("pose_delta" if state == DROID_STATE else "first")
+    own = own_hints(info).get("actions")
+    kind: ActionKind = spec.actions or own or ("pose_delta" if state == DROID_STATE else "first")
     action = spec.action or ("action" if kind in ("sum", "first") else None)
     for name in (*state, *([action] if action else [])):
         if name not in features:
@@ -94,8 +95,9 @@ def _no_joints(source: str, kind: str, state: Sequence[str], features: dict[str,
 
 
 def meaning(source: str, spec: ReadSpec) -> Meaning:
-    """Names from meta/info.json; LeRobot says no units, and DROID's are known."""
-    features = read_lerobot_info(source)["features"]
+    """Names from meta/info.json; LeRobot says no units, and DROID's are known. What lawm has written says its own."""
+    info = read_lerobot_info(source)
+    features = info["features"]
     if spec.state == DROID_STATE:
         states: tuple[Dimension, ...] = (*POSE, GRIPPER)
     else:
@@ -104,11 +106,21 @@ def meaning(source: str, spec: ReadSpec) -> Meaning:
         pose = {"pose_delta": POSE, "planar_delta": PLANAR}.get(str(spec.actions), ())
         # What the user says to be a pose is one, whatever its columns are called.
         turned = [
-            replace(d, kind=p.kind, unit=UNKNOWN if p.kind == "translation" else p.unit)
+            replace(d, kind=p.kind, unit=d.unit if p.kind == "translation" else p.unit)
             for d, p in zip(states, pose, strict=False)
         ]
         states = (*turned, *states[len(turned) :])
-    return Meaning(_named(features, spec.action) if spec.action else (), states)
+    simulator = own_hints(info).get("simulator")
+    return Meaning(_named(features, spec.action) if spec.action else (), states, simulator=simulator)
+
+
+def own_hints(info: dict[str, Any]) -> dict[str, Any]:
+    """What lawm wrote into meta/info.json for itself (`NewDataSet.hints`), where it did."""
+    found = info.get("lawm")
+    known = found if isinstance(found, dict) else {}
+    actions = known.get("actions")
+    kept = {"actions": actions} if actions in get_args(ActionKind) else {}
+    return kept | ({"simulator": known["simulator"]} if isinstance(known.get("simulator"), str) else {})
 
 
 def _named(features: dict[str, Any], name: str) -> tuple[Dimension, ...]:
@@ -122,7 +134,14 @@ def _named(features: dict[str, Any], name: str) -> tuple[Dimension, ...]:
         names = next(iter(names.values()))
     if not isinstance(names, list) or len(names) != width:
         return unnamed(width, name)
-    return named([str(n) for n in names])
+    found, units = named([str(n) for n in names]), features[name].get("units")
+    if (
+        isinstance(units, list)
+        and len(units) == width
+        and all(isinstance(u, str) and u.isprintable() and u for u in units)
+    ):
+        return tuple(replace(d, unit=unit) for d, unit in zip(found, units, strict=True))
+    return found
 
 
 # ---------------------------------------------------------------- meta/episodes

@@ -89,7 +89,7 @@ def add_features(source: str, out: str, features: Mapping[str, Feature], values:
             _write(_with_stats(_read(path), features, stats), partial / path.relative_to(here))
         if (here / "meta/stats.json").exists():
             whole = json.loads((here / "meta/stats.json").read_text())
-            whole |= {name: _together([of[name] for of in stats.values()]) for name in features}
+            whole |= {name: together([of[name] for of in stats.values()]) for name in features}
             (partial / "meta/stats.json").write_text(json.dumps(whole, indent=4))
         info = json.loads((here / "meta/info.json").read_text())
         info["features"] |= {name: feature.about for name, feature in features.items()}
@@ -129,7 +129,7 @@ def _with_columns(
         given = values(int(number), int(frame[rows].max()) + 1)
         for name in features:
             found[name][rows] = given[name][frame[rows]]
-        stats[int(number)] = {name: _stats(found[name][rows]) for name in features}
+        stats[int(number)] = {name: statistics(found[name][rows]) for name in features}
     said = dict(table.schema.metadata or {})
     for name, feature in features.items():
         table = table.append_column(name, feature.column(found[name]))
@@ -140,7 +140,7 @@ def _with_columns(
     return table.replace_schema_metadata(said)
 
 
-def _stats(values: np.ndarray) -> dict[str, list[float]]:
+def statistics(values: np.ndarray) -> dict[str, list[float]]:
     x = values.astype(np.float64)
     found = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
     found |= {f"q{round(100 * q):02d}": np.quantile(x, q, axis=0) for q in QUANTILES}
@@ -157,7 +157,7 @@ def _with_stats(table: pa.Table, features: Mapping[str, Feature], stats: dict[in
     return table
 
 
-def _together(parts: list[dict[str, list[float]]]) -> dict[str, list[float]]:
+def together(parts: list[dict[str, list[float]]]) -> dict[str, list[float]]:
     """Of all episodes: exact but for quantiles, which are weighted means, as LeRobot has them."""
     count = np.array([part["count"][0] for part in parts], np.float64)[:, None]
     of = {name: np.array([part[name] for part in parts], np.float64) for name in parts[0]}
