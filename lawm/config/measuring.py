@@ -77,7 +77,8 @@ class PlanConfig(Frozen):
     learning_rate: float = Field(0.1, gt=0)
     """Of the solver `gradient`, in standard deviations of the actions."""
     chunk: int = Field(0, ge=0)
-    """Candidates that are rolled out at once, over all episodes; 0: all (on a GPU, as many as its memory holds)."""
+    """Candidates that are rolled out at once, over all episodes; 0: 256 on a CPU, on a GPU as many as its memory
+    holds. The plans are the same."""
     episodes: int = Field(64, ge=1)
     horizon: int = Field(3, ge=1)
     samples: int = Field(300, ge=2)

@@ -17,6 +17,8 @@ from lawm.planning.solvers import AT_THE_START, SOLVERS, Chunked, Given
 from lawm.planning.steering import Steering, follow
 from lawm.training import LatentActionObjective, autocast
 
+ON_A_CPU = 256
+"""Candidates that a CPU rolls out at once, where `plan.chunk` does not say: more leave its caches, and take longer."""
 NO_NUMBER = "every candidate's predicted cost is infinite or no number: is the model trained?"
 
 
@@ -60,7 +62,8 @@ def plan(
             found = rollout_cost(model, steering, start_ETND, goal_END, flat, config.cost)
         return found.view(numbers_ESHA.shape[:2])
 
-    chunked = Chunked(cost, len(generators), config.chunk)
+    most = config.chunk or (ON_A_CPU if space.scale.device.type == "cpu" else 0)
+    chunked = Chunked(cost, len(generators), most)
     found, costs = SOLVERS[config.solver](chunked, space, config, generators, given)
     with torch.no_grad(), autocast(found.device, "auto"):
         every = space.steps_of(found.detach(), horizon)
