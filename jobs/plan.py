@@ -5,7 +5,8 @@
     lawm plan --checkpoint runs/mine --controller runs/mine-controller --set plan.preset=swm-pusht
 
 Each finished episode is a row in RUN/plan/episodes.jsonl and .parquet (or --out); a rerun does only those that are
-missing, and those that failed. docs/planning.md says what can be searched, and by which protocols.
+missing, and those that failed. Films of the first ones are in RUN/plan/films. docs/planning.md says what can be
+searched, and by which protocols.
 """
 
 import sys
@@ -28,6 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--prior", metavar="URI", help="the prior of its latents, for --set plan.over=prior")
     parser.add_argument("--policy", metavar="URI", help="behaviour cloning to be set beside the plans (lawm policy)")
+    parser.add_argument(
+        "--decoder", metavar="URI", help="a decoder of the model: films of what plans are imagined to do"
+    )
     parser.add_argument("--out", metavar="URI", help="folder of the episodes (default: RUN/plan of the checkpoint)")
     parser.add_argument(
         "--unit", metavar="UNIT", help="unit of translations, where the labels do not say it (as in: m)"
@@ -52,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     from lawm.planning import Used
     from lawm.report import print_table, results_table
 
-    beside = (args.controller, args.prior, args.policy)
+    beside = (args.controller, args.prior, args.policy, args.decoder)
     used = Used(storage.absolute(args.checkpoint), *(storage.absolute(u) if u else None for u in beside))
     if args.dry_run:
         held_out = labelled_clips(config, used)

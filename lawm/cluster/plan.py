@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -28,6 +29,7 @@ from lawm.planning import (
     remarks,
     summarize_episodes,
 )
+from lawm.report import Film, film_bytes
 from lawm.simulation import check_world
 from lawm.storage import exists, is_s3, join, read_bytes, write_bytes
 from lawm.training import check_actions, check_free_of_the_past, read_about
@@ -53,7 +55,7 @@ class PlanningActor:
         return self.episodes.run(tasks)
 
 
-FREE = ("episodes", "batch", "chunk")
+FREE = ("episodes", "batch", "chunk", "films")
 """Fields of `plan` that change no episode."""
 
 
@@ -187,6 +189,9 @@ def plan_episodes(
     todo = [e for e in range(total) if e not in rows]
 
     def keep(row: dict[str, Any]) -> None:
+        film = row.pop("film", None)
+        if film is not None:
+            write_film(join(out, "films"), row["episode"], film, config.data.clip.fps)
         rows[row["episode"]] = row
         if is_s3(where) or len(rows) == 1:
             write_bytes(where, _lines(rows))
@@ -225,13 +230,21 @@ def plan_episodes(
     return found
 
 
+def write_film(folder: str, episode: int, film: Mapping[str, np.ndarray], fps: float) -> None:
+    """The pictures of each name [F, H, W, 3] side by side, as one video; the shorter ones stand still at their end."""
+    longest = max(map(len, film.values()))
+    frames = [np.concatenate([one, one[-1:].repeat(longest - len(one), axis=0)]) for one in film.values()]
+    media, content = film_bytes(Film("plan", tuple(film), frames), fps)
+    write_bytes(join(folder, f"episode_{episode:05d}.{media.rpartition('/')[2]}"), content)
+
+
 def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """One row an episode; nested values (errors by kind, plans) as JSON."""
 
     def plain(value: Any) -> Any:
         return json.dumps(value) if isinstance(value, dict | list) else value
 
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "film"))
     columns = {name: [plain(row.get(name)) for row in rows] for name in names}
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)

@@ -60,6 +60,8 @@ class PlanConfig(Frozen):
     """Frames that the world model is given, up to the one that a plan starts in."""
     batch: int = Field(0, ge=0)
     """Episodes that an actor plans in one call; 0: 8 on a GPU, 1 on a CPU."""
+    films: int = Field(4, ge=0)
+    """Episodes, the first ones, of which a film is kept: in closed loop what was seen, else what a decoder shows."""
     goal_after_s: float | None = Field(None, gt=0)
     """Closed loop in the labels' simulator: the goal is what the episode shows so much later. None: no closed loop."""
     budget_s: float = Field(5.0, gt=0)

@@ -16,6 +16,7 @@ from lawm.simulation import World, world_at
 Way = Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray]
 """(pictures so far, one after each action, the latest last; the goal's picture) -> the next actions [H, A]."""
 Ways = Mapping[str, Way]
+GOAL = "goal"
 
 
 def driven(
@@ -24,11 +25,14 @@ def driven(
     """For each way: whether it reached the goal, after how many actions, and how far from it it ended. From one state
     of the recorded episode to what it shows at another (`between`), by at most `budget` actions, of which each stands
     for `parts` of the recorded ones; pictures have `size` pixels a side. Raises LawmError where the episode does not
-    play as it was recorded."""
+    play as it was recorded. `pictures` uint8 [actions + 1, size, size, 3] is what was seen; that of `goal` its own."""
     at_goal = world_at(simulator, recorded, between[1], parts, size)
     wanted, goal = at_goal.state(), at_goal.picture()
-    return {n: _one(world_at(simulator, recorded, between[0], parts, size), budget, way, wanted, goal)
-            for n, way in ways.items()}  # fmt: skip
+    begin = between[0]
+    found: dict[str, dict[str, Any]] = {}
+    for name, way in ways.items():
+        found[name] = _one(world_at(simulator, recorded, begin, parts, size), budget, way, wanted, goal)
+    return found | {GOAL: {"pictures": goal[None]}}
 
 
 def _one(world: World, budget: int, way: Way, wanted_S: np.ndarray, goal: np.ndarray) -> dict[str, Any]:
@@ -42,4 +46,10 @@ def _one(world: World, budget: int, way: Way, wanted_S: np.ndarray, goal: np.nda
             if reached or taken == budget:
                 break
     seconds = (time.perf_counter() - began) / max(taken, 1)
-    return {"reached": reached, "actions": taken, "distance": world.distance(wanted_S), "seconds_per_action": seconds}
+    return {
+        "pictures": np.stack(pictures),
+        "reached": reached,
+        "actions": taken,
+        "distance": world.distance(wanted_S),
+        "seconds_per_action": seconds,
+    }

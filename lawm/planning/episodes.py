@@ -15,16 +15,27 @@ from lawm.config import Config, LawmError
 from lawm.data import BadClip, ClipReader, Sample, Shown, read_index
 from lawm.model import looks_back
 from lawm.planning.baselines import cloned, goal_latents, mean_action, no_action, true_latents
-from lawm.planning.closed_loop import Way, Ways, driven
+from lawm.planning.closed_loop import GOAL, Way, Ways, driven
 from lawm.planning.displacement import Episode, measured_by, measured_dimensions, sequence_errors, units
 from lawm.planning.planner import Planner
 from lawm.planning.plans import Plan
 from lawm.planning.problem import in_units, outside, rollout_cost
 from lawm.planning.protocols import preset, whole_steps
 from lawm.planning.solvers import Given
+from lawm.planning.steering import follow
 from lawm.planning.trajectories import trajectory_errors
 from lawm.simulation import check_world
-from lawm.training import check_cache, collate, load_controller, load_model, load_policy, load_prior, pick_device
+from lawm.training import (
+    check_cache,
+    collate,
+    decode_states,
+    load_controller,
+    load_decoder,
+    load_model,
+    load_policy,
+    load_prior,
+    pick_device,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Used:
     controller: str | None = None
     prior: str | None = None
     policy: str | None = None
+    decoder: str | None = None
 
     @property
     def given(self) -> dict[str, str]:
@@ -74,6 +86,7 @@ class Episodes:
         controller = load_controller(used.controller, self.model, parent) if used.controller else None
         prior = load_prior(used.prior, self.model, parent) if used.prior else None
         self.policy = load_policy(used.policy, self.model, parent).to(self.device) if used.policy else None
+        self.decoder = load_decoder(used.decoder, self.model, parent).decoder.to(self.device) if used.decoder else None
         self.held_out = ClipReader(self.config, "val", labelled=True)
         self.training = ClipReader(self.config, "train", labelled=True)
         if self.held_out.cache is not None:
@@ -179,6 +192,7 @@ class Episodes:
         except (LawmError, OSError) as error:
             return about | {"failed": str(error)}
         left = outside(found.actions_HA, self.shown)
+        about["film"] = self._film(sample, start, found) if task.episode < settings.films else None
         if self.labels.composed or self.labels.kind == "planar_delta":
             metres = self.dimensions[0].si[1]
             try:
@@ -196,6 +210,20 @@ class Episodes:
             "planned": found.actions_HA.tolist(),
             "true": true.tolist(),
         }
+
+    def _film(self, sample: Sample, start: Tensor, found: Plan) -> dict[str, np.ndarray] | None:
+        """What really happened, what the plan is imagined to look like, and the goal: uint8 [H + 1, S, S, 3] each. None
+        without a decoder, or pictures."""
+        if sample.frames is None or (self.decoder is None and self.config.encoder.kind != "pixels"):
+            return None
+        numbers = torch.from_numpy(found.numbers_HA).to(self.device).unsqueeze(0)
+        steps = self.planner.space.steps_of(numbers, self.settings.horizon)
+        states = follow(self.model, self.planner.steering, start, steps).states_BHND
+        shown = decode_states(self.model, self.decoder, torch.cat([start[:, -1:], states], dim=1))[0]
+        each = self.model.frames_per_state
+        imagined = (255 * shown[each - 1 :: each]).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        true = sample.frames[self.settings.context - 1 :].transpose(0, 2, 3, 1)
+        return {"planned": imagined, "true": true, GOAL: true[-1:]}
 
     def _costs(self, start: Tensor, goal: Tensor, sequences: dict[str, np.ndarray]) -> dict[str, float]:
         """What the model thinks of real actions: by the same way into it as a search over actions has."""
@@ -220,7 +248,10 @@ class Episodes:
             rows = driven(simulator, recorded, (first, goal), parts, size, budget, ways)
         except (LawmError, OSError) as error:
             return about | {"failed": str(error)}
-        return about | {"closed_loop": rows}
+        seen = {name: row.pop("pictures") for name, row in rows.items()}
+        rows.pop(GOAL)
+        film = {name: seen[name] for name in ("planned", "true", GOAL)} if task.episode < settings.films else None
+        return about | {"closed_loop": rows, "film": film}
 
     def _ways(self, task: Task, sample: Sample, replan: int) -> Ways:
         """Each way to act: from the pictures so far (the latest last) and the goal's to the next actions."""

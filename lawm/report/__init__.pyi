@@ -3,6 +3,7 @@ from lawm.report.exports import to_latex as to_latex
 from lawm.report.exports import to_markdown as to_markdown
 from lawm.report.facts import command_line as command_line
 from lawm.report.facts import machine as machine
+from lawm.report.films import film_bytes as film_bytes
 from lawm.report.latent_maps import latent_map as latent_map
 from lawm.report.page import write_report as write_report
 from lawm.report.pictures import grid_png as grid_png

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -192,6 +193,8 @@ def test_jobs_end_to_end(ray_cluster: Session, tmp_path: Path, capsys) -> None:
     driven = pq.read_table(f"{at['loop']}/episodes.parquet").to_pylist()
     assert [json.loads(row["closed_loop"])["true"]["reached"] for row in driven] == [True, True]
     assert "success_goal_idm" in capsys.readouterr().out
+    with av.open(f"{at['loop']}/films/episode_00000.mp4") as container:  # plan, recorded actions, goal, side by side
+        assert len(list(container.decode(video=0))) >= 3
 
 
 def values_give_the_figures_again(folder: Path, found: dict[str, Any], plan: Path) -> None:

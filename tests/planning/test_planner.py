@@ -57,6 +57,19 @@ def test_ten_lines_plan_as_the_batch_job_does(trained: tuple[Config, Used], over
     assert [d.name for d in planner.dimensions] == [d.name for d in job.dimensions]
 
 
+def test_a_film_shows_what_is_imagined_beside_what_was(trained: tuple[Config, Used]) -> None:
+    config, used = trained
+    (row,) = episodes_of(override(config, "plan.films", 1), used).run([Task(0, 0)])
+    assert isinstance(row, dict)
+    film, size = row["film"], config.data.clip.size
+    assert {n: len(f) for n, f in film.items()} == {"planned": 3, "true": 3, "goal": 1}
+    assert all(f.dtype == np.uint8 and f.shape[1:] == (size, size, 3) for f in film.values())
+    # The pixels encoder decodes by itself: both begin with the same picture.
+    assert np.abs(film["planned"][0].astype(int) - film["true"][0]).max() <= 1
+    (later,) = episodes_of(override(config, "plan.films", 1), used).run([Task(1, 1)])
+    assert isinstance(later, dict) and later["film"] is None
+
+
 def test_a_budget_of_time_is_kept_and_a_seed_gives_the_same_plan(trained: tuple[Config, Used]) -> None:
     config, used = trained
     settings = config.plan.model_copy(update={"iterations": 100_000})

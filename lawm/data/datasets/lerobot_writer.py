@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from lawm import storage
 from lawm.config import LawmError
-from lawm.data.datasets.lerobot import read_lerobot_info
 from lawm.parquet import parquet_errors, read_parquet
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
@@ -53,6 +52,8 @@ Values = Callable[[int, int], Mapping[str, np.ndarray]]
 def check_room(source: str, out: str, features: Mapping[str, Feature]) -> None:
     """Raises LawmError where `source` is no LeRobot v3 data set on this machine, has a feature of such a name, or `out`
     is the same, within it, not empty or not to be written to."""
+    from lawm.data.datasets.lerobot import read_lerobot_info  # PyAV, which those who only write do not need
+
     if storage.is_s3(source) or storage.is_s3(out):
         raise LawmError(
             f"{source if storage.is_s3(source) else out}: LeRobot data sets are written from and to folders"
