@@ -92,7 +92,7 @@ def labelled_clips(config: Config, used: Used) -> int:
     for name, uri in used.given.items():
         kind = read_about(uri)["kind"]
         if kind != ("latent_action" if name == "model" else name):
-            raise LawmError(f"{uri} holds a {kind.replace('_', ' ')}, not a {name}")
+            raise LawmError(f"{uri} holds a {kind}, not a {name}")
         check_actions(uri, reader.labels)
     if used.controller is None and read_about(used.model)["config"]["model"]["bottleneck"]["kind"] != "true_actions":
         raise LawmError(f"{used.model} was trained without actions: give --controller, which lawm controller trains")

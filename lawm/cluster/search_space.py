@@ -26,6 +26,7 @@ PLANNING = (
     "planning_vs_mean_action",
     "plans_outside_labels",
     "planned_cost_vs_true_actions",
+    "plan_confidence",
     "seconds_per_plan",
 )
 METRICS: dict[str, str] = {

@@ -316,7 +316,8 @@ def check_actions(uri: str, labels: Labels) -> None:
     """Raises LawmError where the checkpoint takes actions of another width than the labels have."""
     about = read_about(uri)
     bottleneck = parse_config(about["config"], uri).model.bottleneck
-    width = about["extra"].get("action_dim")
+    taught = about["kind"] in (ControllerObjective.kind, PolicyObjective.kind)
+    width = about["extra"].get("action_dim") if taught else None
     if about["kind"] == LatentActionObjective.kind and isinstance(bottleneck, TrueActions):
         width = bottleneck.action_dim
     if width is not None and width != labels.action_dim:

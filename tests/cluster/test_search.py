@@ -172,7 +172,7 @@ def test_every_metric_is_one_that_an_evaluation_gives() -> None:
         "units": {"translation": "m"},
         "errors": errors,
     }
-    row |= {"costs": {"best": 1.0, "true": 1.0}, "outside": [], "seconds": 1.0}
+    row |= {"costs": {"best": 1.0, "true": 1.0}, "confidence": 0.9, "outside": [], "seconds": 1.0}
     given = {r.name for r in summarize_episodes([row, row], "d", 1, 100, 0) if not r.control}
     assert {*PLANNING} == given
     assert "error_vs_deterministic" not in METRICS  # a search has no second model
