@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks._common import finish, machine, parser, spread
 from lawm.config import Config, PlanConfig
-from lawm.planning import SOLVERS, ByController, action_space, goal_cost, plan, preset
+from lawm.planning import SOLVERS, ByController, Given, action_space, goal_cost, plan, preset
 from lawm.recipes import recipe
 from lawm.training import ControllerObjective, LatentActionObjective, autocast, pick_device
 
@@ -75,7 +75,7 @@ class Setting:
 
     def uncached(self) -> None:
         generators = [torch.Generator(self.device).manual_seed(0)]
-        SOLVERS["cem"](self.plain_cost, self.space, self.settings, generators)
+        SOLVERS["cem"](self.plain_cost, self.space, self.settings, generators, Given())
 
 
 class Costable:
