@@ -133,7 +133,7 @@ def pusht() -> Config:
                 episodes=50,
                 goal_after_s=2.5,
                 budget_s=5.0,
-                replan_after_s=0.5,
+                replan_after_s=2.5,
                 horizon=5,
                 samples=64,
                 elites=10,
