@@ -68,6 +68,9 @@ class PlanConfig(Frozen):
     """Closed loop: how long there is time to reach it."""
     replan_after_s: float = Field(0.5, gt=0)
     """Closed loop: after how much of a plan the next one is made."""
+    arrive: bool = False
+    """Closed loop: plans end when the goal's time comes (`goal_after_s` after the start), and have one step after it;
+    else each is `horizon` long, so that one that is made often never arrives."""
     warm_start: bool = False
     """Closed loop: a search begins at what is left of the plan before (iCEM)."""
     solver: Literal["cem", "icem", "mppi", "gradient", "random"] = "cem"

@@ -289,20 +289,24 @@ class _Planning:
 
     def __init__(self, planner: Planner, seed: int, taken: int) -> None:
         self.planner, self.seed, self.taken = planner, seed, taken
-        self.begin: Tensor | None = None
+        self.left: Tensor | None = None
 
     def __call__(self, pictures: Sequence[np.ndarray], goal: np.ndarray) -> np.ndarray:
         planner, settings = self.planner, self.planner.settings
         given = pictures[-settings.context :]
         start = planner.states([*[given[0]] * (settings.context - len(given)), *given])  # it has stood still before
-        found = planner.search(start, planner.states([goal])[:, 0], [self.seed], Given(self.begin))[0]
+        taken = len(pictures) - 1
+        steps = max(1, settings.horizon - taken) if settings.arrive else settings.horizon
+        begin = None
+        if self.left is not None:
+            tail = planner.space.start.expand(max(0, steps - len(self.left)), -1)
+            begin = torch.cat([self.left[:steps], tail]).unsqueeze(0)
+        found = planner.search(start, planner.states([goal])[:, 0], [self.seed], Given(begin), steps)[0]
         if found.trouble:
             raise LawmError(found.trouble)
         self.seed += 7_919  # noise that is new
         if settings.warm_start:
-            left = torch.from_numpy(found.numbers_HA[self.taken :]).to(planner.device)
-            tail = planner.space.start.expand(len(found.numbers_HA) - len(left), -1)
-            self.begin = torch.cat([left, tail]).unsqueeze(0)
+            self.left = torch.from_numpy(found.numbers_HA[self.taken :]).to(planner.device)
         return found.actions_HA[: self.taken]
 
 

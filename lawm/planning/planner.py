@@ -165,11 +165,18 @@ class Planner:
         return found.actions_HA.astype(np.float32)
 
     def search(
-        self, start_ETND: Tensor, goal_END: Tensor, seeds: Sequence[int], given: Given = AT_THE_START
+        self,
+        start_ETND: Tensor,
+        goal_END: Tensor,
+        seeds: Sequence[int],
+        given: Given = AT_THE_START,
+        horizon: int | None = None,
     ) -> list[Plan]:
-        """A Plan for each episode from normalised states; its seed alone decides what is drawn for it."""
+        """A Plan for each episode from normalised states; its seed alone decides what is drawn for it. `horizon`:
+        another one than the settings'."""
+        settings = self.settings if horizon is None else self.settings.model_copy(update={"horizon": horizon})
         generators = [torch.Generator(self.device).manual_seed(seed % 2**63) for seed in seeds]
-        args = (self.model, self.steering, start_ETND, goal_END, self.space, self.settings, generators, given)
+        args = (self.model, self.steering, start_ETND, goal_END, self.space, settings, generators, given)
         return plan(*args)
 
 

@@ -174,6 +174,32 @@ def test_looking_more_often_changes_no_physics(pusht: Any) -> None:
     assert np.abs(halves.state()[:2] - recorded.states[3][:2]).max() > 1
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_plans_that_arrive_get_shorter_and_go_on_from_what_is_left(trained: tuple[Config, Used], warm: bool) -> None:
+    from lawm.planning.episodes import _Planning
+
+    config, used = trained
+    settings = config.plan.model_copy(update={"arrive": True, "warm_start": warm, "horizon": 3, "iterations": 1})
+    planner = Planner.load(used.model, used.controller, settings=settings)
+    asked: list[tuple[int | None, Any]] = []
+    real = planner.search
+
+    def search(start: Any, goal: Any, seeds: Any, given: Any, horizon: int | None = None) -> Any:
+        asked.append((horizon, given.begin))
+        return real(start, goal, seeds, given, horizon)
+
+    planner.search = search  # type: ignore[method-assign]
+    way = _Planning(planner, 0, taken=1)
+    pictures = list(np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8))
+    for seen in range(1, 6):
+        assert len(way(pictures[:seen], pictures[-1])) == 1
+    assert [horizon for horizon, _ in asked] == [3, 2, 1, 1, 1]
+    begun = [begin for _, begin in asked]
+    assert begun[0] is None and all((begin is None) != warm for begin in begun[1:])
+    if warm:
+        assert [begin.shape[1] for begin in begun[1:]] == [2, 1, 1, 1]
+
+
 def test_a_closed_loop_without_a_simulator_is_refused(trained: tuple[Config, Used]) -> None:
     config, used = trained
     with pytest.raises(LawmError, match="the labels name no simulator; there are pusht"):
