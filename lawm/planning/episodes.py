@@ -86,6 +86,11 @@ class Episodes:
         controller = load_controller(used.controller, self.model, parent) if used.controller else None
         prior = load_prior(used.prior, self.model, parent) if used.prior else None
         self.policy = load_policy(used.policy, self.model, parent).to(self.device) if used.policy else None
+        if self.policy is not None and self.policy.policy.most_steps < settings.horizon:
+            raise LawmError(
+                f"{used.policy} was taught goals up to {self.policy.policy.most_steps} steps away, and plan.horizon = "
+                f"{settings.horizon}: train it on longer clips, or leave --policy out"
+            )
         self.decoder = load_decoder(used.decoder, self.model, parent).decoder.to(self.device) if used.decoder else None
         self.held_out = ClipReader(self.config, "val", labelled=True)
         self.training = ClipReader(self.config, "train", labelled=True)

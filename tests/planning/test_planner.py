@@ -1,6 +1,7 @@
 """Plans from pictures, against the batch job's; episodes that fail; closed loop in the real simulator."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,15 @@ def test_plans_that_arrive_get_shorter_and_go_on_from_what_is_left(trained: tupl
     assert begun[0] is None and all((begin is None) != warm for begin in begun[1:])
     if warm:
         assert [begin.shape[1] for begin in begun[1:]] == [2, 1, 1, 1]
+
+
+def test_a_policy_of_shorter_ways_than_the_plans_is_refused(trained: tuple[Config, Used]) -> None:
+    config, used = trained
+    short = override(config, "data.clip.frames", 2)
+    policy = f"{used.policy}-short"
+    fit_local(short, "policy", policy, used.model)
+    with pytest.raises(LawmError, match=r"was taught goals up to 1 steps away, and plan\.horizon = 2"):
+        episodes_of(config, replace(used, policy=policy))
 
 
 def test_a_closed_loop_without_a_simulator_is_refused(trained: tuple[Config, Used]) -> None:
