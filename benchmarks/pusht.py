@@ -5,10 +5,10 @@ on few labelled episodes.
     python -m benchmarks.pusht --quick            a model trained in minutes, few episodes
     python -m benchmarks.pusht --labelled 10 30 100 300 1000    success over the number of labelled episodes
 
-Goal: what a held-out episode shows 2.5 s on; 5 s to reach it; a plan of 2.5 s is taken whole, then a new one is made
-(`--set plan.replan_after_s=0.5`: every half second); success: agent and block together within 20 arena units, the block
-within pi / 9. The data's policy is random, and CEM's budget is the recipe's, smaller than the protocol's 300 x 30. The
-last line is a JSON object.
+Goal: what a held-out episode shows 2.5 s on; 5 s to reach it; a new plan every 0.5 s, as long as the time to the goal's
+(`--set plan.arrive=false`: 2.5 s each); success: agent and block together within 20 arena units, the block within
+pi / 9. The data's policy is random, and CEM's budget is the recipe's, smaller than the protocol's 300 x 30. The last
+line is a JSON object.
 """
 
 import json
