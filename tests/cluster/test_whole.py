@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 CANCELLED_WHILE_IMPORTING = """
-import _thread, importlib.abc, sys
+import _thread, importlib.abc, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 class Cancel(importlib.abc.MetaPathFinder):  # as Ray does it, in the middle of a package's import
     def find_spec(self, name, path, target=None):
