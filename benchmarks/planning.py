@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from benchmarks._common import finish, machine, parser, spread
+from benchmarks.rollout import seconds
 from lawm.config import Config, PlanConfig
+from lawm.data import Dimension
 from lawm.planning import SOLVERS, ByController, Given, action_space, goal_cost, plan, preset
 from lawm.recipes import recipe
 from lawm.training import ControllerObjective, LatentActionObjective, autocast, pick_device
@@ -41,8 +43,6 @@ class Setting:
         tokens, width = model.encoder.tokens, model.encoder.state_width
         states = torch.randn(episodes, 2, tokens, width, device=self.device)
         self.start, self.goal = states[:, :1], states[:, 1]
-        from lawm.data import Dimension
-
         dimensions = tuple(Dimension(f"a{i}") for i in range(WIDTH))
         scales = (torch.zeros(WIDTH, device=self.device), torch.ones(WIDTH, device=self.device))
         self.space = action_space(settings, dimensions, *scales, None)
@@ -110,16 +110,6 @@ def peer(setting: Setting) -> Callable[[], Any] | None:
     box = gym.spaces.Box(-np.inf, np.inf, (1, WIDTH), np.float32)
     solver.configure(action_space=box, n_envs=1, config=theirs)
     return lambda: solver.solve({"state": setting.start[:1]})
-
-
-def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def ratios(times: dict[str, list[float]], over: str, under: str) -> dict[str, float] | None:

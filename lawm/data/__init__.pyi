@@ -1,5 +1,6 @@
 from lawm.data import inspection as inspection
 from lawm.data.clips import LEAST_BAD as LEAST_BAD
+from lawm.data.clips import TAUGHT as TAUGHT
 from lawm.data.clips import BadClip as BadClip
 from lawm.data.clips import ClipId as ClipId
 from lawm.data.clips import ClipReader as ClipReader

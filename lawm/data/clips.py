@@ -261,9 +261,13 @@ def parts_of(reader: Reader) -> list[Part]:
     return [Part(0, reader.index, reader.plan.held)]
 
 
+TAUGHT = ("controller", "policy")
+"""Kinds of objectives that learn from actions, whatever model they stand on."""
+
+
 def needs_actions(config: Config, kind: str) -> bool:
     """Whether that kind of objective learns from actions."""
-    return kind in ("controller", "policy") or config.model.bottleneck.kind == "true_actions"
+    return kind in TAUGHT or config.model.bottleneck.kind == "true_actions"
 
 
 def open_reader(

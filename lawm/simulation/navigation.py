@@ -17,7 +17,7 @@ import numpy as np
 
 from lawm.config import LawmError
 from lawm.data import PLANAR, NewDataSet, VideoLabels
-from lawm.simulation.recorded import Recorded
+from lawm.simulation.recorded import Recorded, check_frames
 
 CAMERA = "observation.images.front"
 TO_A_VIEW = 0.75
@@ -48,12 +48,9 @@ class NavigationSpec:
     size: int = 128
 
     def __post_init__(self) -> None:
-        if self.states < 2:
-            raise LawmError(f"{self.states} states an episode; expected at least 2")
+        check_frames(self.states, self.size)
         if self.rate_hz < 1 or self.rate_hz % 1:
             raise LawmError(f"rate {self.rate_hz:g} Hz; expected a whole number (LeRobot's fps)")
-        if self.size % 2 or not 32 <= self.size <= 1024:
-            raise LawmError(f"size {self.size}; expected an even number of pixels from 32 to 1024 (4:2:0 colour)")
 
     def data_set(self, seed: int) -> NewDataSet:
         """What the data set of that seed is."""
@@ -216,8 +213,6 @@ def _step(one: np.ndarray, other: np.ndarray) -> list[float]:
 
 class NavigationWorld:
     """Driving to a goal view: reached within half a metre and 20 degrees."""
-
-    unit = "m"
 
     def __init__(self, recorded: VideoLabels, first: int, size: int, seed: int) -> None:
         assert recorded.states is not None

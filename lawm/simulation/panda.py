@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 from lawm.config import LawmError
 from lawm.data import GRIPPER, POSE, Dimension, NewDataSet, VideoLabels
 from lawm.simulation.navigation import episode_of
-from lawm.simulation.recorded import Recorded
+from lawm.simulation.recorded import Recorded, check_frames
 
 CAMERA = "observation.images.exterior_1_left"
 CONTROL_HZ = 20
@@ -47,12 +47,9 @@ class PandaSpec:
     distractors: int = 0
 
     def __post_init__(self) -> None:
-        if self.states < 2:
-            raise LawmError(f"{self.states} states an episode; expected at least 2")
+        check_frames(self.states, self.size)
         if self.rate_hz < 1 or self.rate_hz % 1 or CONTROL_HZ % self.rate_hz:
             raise LawmError(f"rate {self.rate_hz:g} Hz; expected a whole number that divides {CONTROL_HZ}, such as 5")
-        if self.size % 2 or not 32 <= self.size <= 1024:
-            raise LawmError(f"size {self.size}; expected an even number of pixels from 32 to 1024 (4:2:0 colour)")
         if self.distractors not in (0, 1):
             raise LawmError(f"{self.distractors} distractors; the table has room for 0 or 1")
 
@@ -207,8 +204,6 @@ def above(metres: float) -> np.ndarray:
 
 class PandaWorld:
     """Bringing hand and cube to where a goal shows them: both within some centimetres."""
-
-    unit = "m"
 
     def __init__(self, recorded: VideoLabels, first: int, parts: int, size: int, seed: int) -> None:
         assert recorded.states is not None

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from lawm import storage
+from lawm.config import LawmError
 from lawm.data import NewDataSet, write_episode
 from lawm.simulation.pusht import encode_mp4
 
@@ -17,6 +18,14 @@ class Recorded:
 
     frames: np.ndarray
     columns: dict[str, np.ndarray]
+
+
+def check_frames(states: int, size: int) -> None:
+    """Raises LawmError for an episode of too few frames, and for pictures that cannot be."""
+    if states < 2:
+        raise LawmError(f"{states} states an episode; expected at least 2")
+    if size % 2 or not 32 <= size <= 1024:
+        raise LawmError(f"size {size}; expected an even number of pixels from 32 to 1024 (4:2:0 colour)")
 
 
 class Simulator(Protocol):

@@ -15,9 +15,7 @@ from lawm.simulation.recorded import Simulator
 
 
 class World(Protocol):
-    """What acts and is looked at. `unit`: of distances."""
-
-    unit: str
+    """What acts and is looked at."""
 
     def state(self) -> np.ndarray:
         """[S], as the labels have it."""
@@ -44,29 +42,21 @@ class PushTWorld:
     """PushT. Success as in stable-worldmodel: agent and block together within 20 arena units, the block's angle within
     pi / 9, at any of the environment's steps (10 a second)."""
 
-    unit = "arena units"
-
     def __init__(self, recorded: VideoLabels, first: int, parts: int, size: int) -> None:
         self._simulator = PushTSimulator(PushTSpec(rate_hz=recorded.rate_hz, size=size))
         self._simulator.play(recorded, first)
         self._parts, self._each = parts, max(1, round(LOOK_HZ / recorded.rate_hz))
-        self._frame = 0
 
     def state(self) -> np.ndarray:
         return self._simulator.state()
 
     def picture(self) -> np.ndarray:
-        self._frame += 1
         return self._simulator.picture()
 
     def act(self, action_A: np.ndarray, wanted_S: np.ndarray) -> bool:
-        done = False
-        for _ in range(self._parts):
-            for _ in self._simulator.push_slowly(action_A / self._parts, self._each):
-                done = done or self.reached(wanted_S)
-                if done:
-                    return True
-        return done
+        parts = range(self._parts)
+        looks = (look for _ in parts for look in self._simulator.push_slowly(action_A / self._parts, self._each))
+        return any(self.reached(wanted_S) for _ in looks)
 
     def reached(self, wanted_S: np.ndarray) -> bool:
         here = self.state()

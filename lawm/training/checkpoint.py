@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lawm import __version__
 from lawm.config import Config, LawmError, TrueActions, differing_fields, parse_config
-from lawm.data import Cursor, Labels, StateCache
+from lawm.data import TAUGHT, Cursor, Labels, StateCache
 from lawm.model import Encoder, states_per_clip
 from lawm.storage import NotFoundError, delete, exists, join, last_part, list_files, read_bytes, write_bytes
 from lawm.training.fine_tune import LEARNING, build_latent_action
@@ -316,8 +316,7 @@ def check_actions(uri: str, labels: Labels) -> None:
     """Raises LawmError where the checkpoint takes actions of another width than the labels have."""
     about = read_about(uri)
     bottleneck = parse_config(about["config"], uri).model.bottleneck
-    taught = about["kind"] in (ControllerObjective.kind, PolicyObjective.kind)
-    width = about["extra"].get("action_dim") if taught else None
+    width = about["extra"].get("action_dim") if about["kind"] in TAUGHT else None
     if about["kind"] == LatentActionObjective.kind and isinstance(bottleneck, TrueActions):
         width = bottleneck.action_dim
     if width is not None and width != labels.action_dim:
@@ -441,7 +440,7 @@ def build_objective(
     if parent is None:
         raise LawmError(f"a {kind} needs --checkpoint, the latent action model that it belongs to")
     model, checkpoint = load_model(parent, config=config)
-    if kind in (ControllerObjective.kind, PolicyObjective.kind):
+    if kind in TAUGHT:
         if action_dim is None:
             raise LawmError(f"a {kind} needs labelled clips: set data.labels")
         taught = ControllerObjective if kind == ControllerObjective.kind else PolicyObjective

@@ -5,7 +5,7 @@ Legend: B batch, F frames, T states, N tokens, D state width, Z latent width, A 
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -213,26 +213,33 @@ class LatentActionObjective(Objective):
         return self.latent_action.after_step(optimizer_state)
 
 
-class ControllerObjective(Objective):
-    """L2 from the controller's latents to the frozen IDM's, and the inverse controller's action error."""
+class ChildObjective(Objective):
+    """What learns on a frozen latent action model, which a checkpoint rebuilds from its parent."""
 
-    kind = "controller"
-
-    def __init__(self, config: Config, model: LatentActionObjective, action_dim: int) -> None:
+    def __init__(self, model: LatentActionObjective) -> None:
         super().__init__()
-        if model.latent_action.kind == "deterministic":
-            raise LawmError("a deterministic model has no latent actions: there is nothing to control")
-        check_state_a_frame(config.encoder, config.data.clip)
         self.model = model.requires_grad_(False).eval()
-        self.controller = Controller(config.controller, model.encoder.state_width, action_dim, config.model.latent_dim)
 
-    def train(self, mode: bool = True) -> "ControllerObjective":
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.model.eval()
         return self
 
     def rebuilt(self) -> tuple[str, ...]:
         return ("model.",)
+
+
+class ControllerObjective(ChildObjective):
+    """L2 from the controller's latents to the frozen IDM's, and the inverse controller's action error."""
+
+    kind = "controller"
+
+    def __init__(self, config: Config, model: LatentActionObjective, action_dim: int) -> None:
+        if model.latent_action.kind == "deterministic":
+            raise LawmError("a deterministic model has no latent actions: there is nothing to control")
+        check_state_a_frame(config.encoder, config.data.clip)
+        super().__init__(model)
+        self.controller = Controller(config.controller, model.encoder.state_width, action_dim, config.model.latent_dim)
 
     @property
     def reads_actions(self) -> bool:
@@ -262,28 +269,19 @@ class ControllerObjective(Objective):
         return LossTerms(loss, inverse, metrics)
 
 
-class PriorObjective(Objective):
+class PriorObjective(ChildObjective):
     """Flow matching: mean squared error of the velocity from noise to the frozen IDM's latents, on the straight way
     (Lipman et al. 2023, with x_t = (1 - t) noise + t z)."""
 
     kind = "prior"
 
     def __init__(self, config: Config, model: LatentActionObjective) -> None:
-        super().__init__()
         if model.latent_action.idm is None:
             kind = model.latent_action.kind
             raise LawmError(f"a {kind} model infers no latent actions: there is nothing that a prior could learn")
         check_state_a_frame(config.encoder, config.data.clip)
-        self.model = model.requires_grad_(False).eval()
+        super().__init__(model)
         self.prior = LatentPrior(config.prior, model.encoder.state_width, config.model.latent_dim)
-
-    def train(self, mode: bool = True) -> "PriorObjective":
-        super().train(mode)
-        self.model.eval()
-        return self
-
-    def rebuilt(self) -> tuple[str, ...]:
-        return ("model.",)
 
     def forward(self, batch: ClipBatch) -> LossTerms:
         with torch.no_grad():
@@ -302,26 +300,17 @@ class PriorObjective(Objective):
         return LossTerms(loss, loss.new_zeros(()), {"prediction": loss.detach()})
 
 
-class PolicyObjective(Objective):
+class PolicyObjective(ChildObjective):
     """L2 of the goal policy's standardised actions, to a goal a random number of steps on (in evaluation: as far as
     clips go), from every state that has one."""
 
     kind = "policy"
 
     def __init__(self, config: Config, model: LatentActionObjective, action_dim: int) -> None:
-        super().__init__()
         check_state_a_frame(config.encoder, config.data.clip)
-        self.model = model.requires_grad_(False).eval()
+        super().__init__(model)
         steps = config.data.clip.frames - 1
         self.policy = GoalPolicy(config.policy, model.encoder.state_width, action_dim, steps)
-
-    def train(self, mode: bool = True) -> "PolicyObjective":
-        super().train(mode)
-        self.model.eval()
-        return self
-
-    def rebuilt(self) -> tuple[str, ...]:
-        return ("model.",)
 
     @property
     def reads_actions(self) -> bool:
@@ -346,24 +335,18 @@ class PolicyObjective(Objective):
         return LossTerms(loss, loss.new_zeros(()), {"prediction": loss.detach()})
 
 
-class DecoderObjective(Objective):
+class DecoderObjective(ChildObjective):
     """L1 (+ weight * LPIPS, with its real backbone) from decoded states to the true frames in [0, 1]."""
 
     kind = "decoder"
 
     def __init__(self, config: Config, model: LatentActionObjective) -> None:
-        super().__init__()
-        self.model = model.requires_grad_(False).eval()
+        super().__init__(model)
         encoder = model.encoder
         size, frames = config.data.clip.size, model.frames_per_state
         self.decoder = Decoder(config.decoder, encoder.state_width, encoder.tokens, size, frames)
         self.lpips_weight = config.decoder.lpips
         self.lpips = load_lpips() if self.lpips_weight > 0 else None
-
-    def train(self, mode: bool = True) -> "DecoderObjective":
-        super().train(mode)
-        self.model.eval()
-        return self
 
     def rebuilt(self) -> tuple[str, ...]:
         return ("model.", "lpips.")

@@ -8,6 +8,7 @@ import torch
 
 from lawm.config import Config, LawmError, OptimizerConfig, TrainConfig, differing_fields, parse_config
 from lawm.data import (
+    TAUGHT,
     Reader,
     action_scales,
     first_clips,
@@ -29,7 +30,7 @@ from lawm.training.checkpoint import (
     newest_checkpoint,
     read_about,
 )
-from lawm.training.objective import CHILDREN, ControllerObjective, LatentActionObjective, Objective, PolicyObjective
+from lawm.training.objective import CHILDREN, LatentActionObjective, Objective
 from lawm.training.optimizer import schedule
 from lawm.training.validation import Validation, held_out_clips
 
@@ -86,16 +87,17 @@ def prepare(
     reader = open_reader(config, kind)
     check_same_clips(reader, run)
     extra: dict[str, Any] = {"plan": reader.plan.fingerprint()}
-    if kind in (ControllerObjective.kind, PolicyObjective.kind) and reader.labels is not None:
+    if kind in TAUGHT and reader.labels is not None:
         extra["action_dim"] = reader.labels.action_dim
-    if needs_actions(config, kind):
-        extra["actions"] = action_facts(config, reader)
     _, loop = settings(config, kind)
     torch.manual_seed(loop.seed)
     objective, on = build_objective(config, kind, parent, extra.get("action_dim"), encoder)
     for cache in reader.caches:
         check_cache(cache, config, model_of(objective))
     resume = load_checkpoint(start, optimizer=True) if start is not None else None
+    if needs_actions(config, kind):
+        kept = resume.extra.get("actions") if resume is not None else None
+        extra["actions"] = kept or action_facts(config, reader)
     if resume is not None:
         check_encoder(resume, model_of(objective), start or run)
     if resume is None and objective.calibrates:
