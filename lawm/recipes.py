@@ -67,6 +67,8 @@ def tiny() -> Config:
 
 def demo() -> Config:
     """PushT and a few natural videos on two cores, with EfficientNet-Lite0 as the encoder."""
+    optimizer = OptimizerConfig(muon_lr=0.02, adamw_lr=1e-3)
+    taught = TrainConfig(steps=300, batch=16, checkpoint_every=300)
     return Config(
         recipe="demo",
         data=DataConfig(clip=ClipSpec(frames=4, size=112)),
@@ -82,20 +84,20 @@ def demo() -> Config:
         controller=ControllerConfig(
             model=AttentionController(width=128, depth=2, heads=4),
             latents="standardised",
-            optimizer=OptimizerConfig(muon_lr=0.02, adamw_lr=1e-3),
-            train=TrainConfig(steps=300, batch=16, checkpoint_every=300),
+            optimizer=optimizer,
+            train=taught,
         ),
         prior=PriorConfig(
             model=AttentionController(width=128, depth=2, heads=4),
-            optimizer=OptimizerConfig(muon_lr=0.02, adamw_lr=1e-3),
-            train=TrainConfig(steps=300, batch=16, checkpoint_every=300),
+            optimizer=optimizer,
+            train=taught,
         ),
         policy=PolicyConfig(
             width=128,
             depth=2,
             heads=4,
-            optimizer=OptimizerConfig(muon_lr=0.02, adamw_lr=1e-3),
-            train=TrainConfig(steps=300, batch=16, checkpoint_every=300),
+            optimizer=optimizer,
+            train=taught,
         ),
         decoder=DecoderConfig(
             width=128,
